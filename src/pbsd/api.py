@@ -1,0 +1,247 @@
+"""`PBSDTrainer`: the constructor users know from TRL, and the checks that belong before training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    set_seed,
+)
+
+from pbsd import rewards
+from pbsd.config import PBSDConfig, RolloutConfig
+from pbsd.data import PromptDataset
+from pbsd.engine import Engine
+from pbsd.lab import checkpoint_path
+from pbsd.methods.pbsd import PBSD
+from pbsd.render import Renderer
+from pbsd.rollouts import TransformersSampler
+from pbsd.teacher import Teacher
+from pbsd.trainer import MethodTrainer
+
+LAB_PREFIX = "lab/"
+
+logger = logging.getLogger(__name__)
+
+
+class PBSDTrainer(MethodTrainer):
+    """Post-train a causal language model by Preference-Based Self-Distillation.
+
+    Args:
+        model: a name on the hub, a folder, `lab/arithmetic-0.2m` (packaged), or a loaded model.
+        args: the options; defaults to `PBSDConfig()`.
+        train_dataset: rows with `prompt` (text or chat messages), `privileged_context` (text, messages or null) and the
+            columns the reward functions read; a `datasets.Dataset` or a list of dicts.
+        eval_dataset: held-out rows for `evaluate()`.
+        reward_funcs: one or several of: a function of TRL's signature, a built-in's name (`math`, `tool_call`,
+            `format`), `"package.module:function"`, or a mapping with a built-in's options.
+        processing_class: the tokenizer; defaults to the model's own.
+        peft_config: train an adapter of this configuration instead of all weights.
+
+    Raises:
+        ValueError: options, rows, rewards or tokenizers that do not fit together, before any training.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: PBSDConfig | None = None,
+        train_dataset: Iterable[Any] | None = None,
+        eval_dataset: Iterable[Any] | None = None,
+        reward_funcs: Any = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or PBSDConfig()
+        # The adapter's first weights are random: the seed must be set before it is made.
+        set_seed(args.seed)
+        reward_functions = resolve_rewards(reward_funcs, args)
+        student = load_model(model, args)
+        tokenizer = load_tokenizer(model, args, processing_class)
+        eos_ids, pad_id = stop_and_pad_ids(student, tokenizer)
+        renderer = make_renderer(tokenizer, args)
+        required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
+        datasets = [
+            None
+            if rows is None
+            else PromptDataset.from_rows(rows, renderer, required=required, drop_overlong=args.overlong == "drop")
+            for rows in (train_dataset, eval_dataset)
+        ]
+        if peft_config is not None:
+            student = _add_adapter(student, peft_config)
+        if args.disable_dropout:
+            _disable_dropout(student)
+        if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
+            # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
+            student.enable_input_require_grads()
+        teacher = Teacher(
+            args.teacher,
+            student,
+            external=load_external_teacher(args, tokenizer) if args.teacher_model else None,
+            adapter_is_new=getattr(peft_config, "init_lora_weights", False) is True,
+            ema_decay=args.ema_decay,
+            refresh_steps=args.teacher_refresh_steps,
+            refresh_margin=args.teacher_refresh_margin,
+        )
+        engine = Engine(
+            student=student,
+            teacher=teacher,
+            tokenizer=tokenizer,
+            sampler=TransformersSampler(
+                eos_token_ids=eos_ids, pad_token_id=pad_id, max_batch_size=args.generation_batch_size
+            ),
+            reward_funcs=reward_functions,
+            args=args,
+            pad_id=pad_id,
+            gather=gather_object,
+        )
+        super().__init__(
+            student,
+            args,
+            engine=engine,
+            method=PBSD(args, engine),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+
+def model_folder(name: str) -> str:
+    """A packaged lab checkpoint's folder for `lab/...`; any other name as it is."""
+    if name.startswith(LAB_PREFIX) and not Path(name).exists():
+        return str(checkpoint_path(name.removeprefix(LAB_PREFIX)))
+    return name
+
+
+def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
+    """The model by name or folder (float32 unless `model_init_kwargs` says otherwise), or the given one."""
+    if not isinstance(model, str):
+        if args.model_init_kwargs:
+            raise ValueError("model_init_kwargs are for a model given by name; this one is loaded already: drop them")
+        return model
+    options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **_json(args.model_init_kwargs)}
+    try:
+        return AutoModelForCausalLM.from_pretrained(model_folder(model), **options)
+    except OSError as error:
+        raise ValueError(f"model {model!r} could not be loaded: {error}") from error
+
+
+def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any = None) -> PreTrainedTokenizerBase:
+    """The given tokenizer (of a processor, its own), or the model's."""
+    if isinstance(given, ProcessorMixin):
+        return given.tokenizer
+    if given is not None:
+        return given
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError("the model does not say where its tokenizer lies: pass processing_class=tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer could be loaded from {name!r} ({error}): pass processing_class") from error
+
+
+def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable[..., Any]]:
+    """One list of reward functions, with the options' time limit and workers."""
+    specs = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if reward_funcs is None or not specs:
+        raise ValueError(
+            "reward_funcs is missing: pass a function, a built-in's name (math, tool_call, format) or both"
+        )
+    if args.reward_weights is not None and len(args.reward_weights) != len(specs):
+        raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(specs)} reward functions")
+    pool = {"timeout": args.reward_timeout, "workers": args.reward_workers}
+    named = [{"name": spec} if isinstance(spec, str) and ":" not in spec else spec for spec in specs]
+    return [
+        rewards.resolve({**pool, **spec} if isinstance(spec, dict) and ":" not in spec["name"] else spec)
+        for spec in named
+    ]
+
+
+def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> Renderer:
+    return Renderer(
+        tokenizer=tokenizer,
+        teacher_prompt_template=args.teacher_prompt_template,
+        student_thinking_prefix=args.student_thinking_prefix,
+        teacher_thinking_prefix=args.teacher_thinking_prefix,
+        chat_template_kwargs=_json(args.chat_template_kwargs),
+        max_prompt_length=args.max_prompt_length,
+        max_teacher_prompt_length=args.max_teacher_prompt_length,
+    )
+
+
+def stop_and_pad_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
+    """Every stop token the model or the tokenizer names, and the id that fills padding.
+
+    Masks come from lengths, so padding with a stop token, or with any token, changes nothing; it is said once.
+    """
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stops = set([named] if isinstance(named, int) else named or [])
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    if not stops:
+        raise ValueError(
+            "neither the tokenizer nor the model's generation config names a stop token, so no completion would end: "
+            "set tokenizer.eos_token or model.generation_config.eos_token_id"
+        )
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = min(stops)
+        logger.warning("the tokenizer has no pad token: stop token %d fills padding (masks come from lengths)", pad)
+    elif pad in stops:
+        logger.warning("the pad token %d is also a stop token: harmless here, since masks come from lengths", pad)
+    return sorted(stops), pad
+
+
+def load_external_teacher(args: PBSDConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The external teacher's model. Raises ValueError unless its tokenizer gives the student's ids."""
+    assert args.teacher_model is not None
+    other = load_tokenizer(args.teacher_model, args)
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise ValueError(
+            f"teacher_model {args.teacher_model!r} has another vocabulary ({len(theirs)} tokens, the student's has "
+            f"{len(ours)}; {len(different)} differ, e.g. {different[0]!r}): log-probabilities of the same ids "
+            "could not be compared. Choose a teacher of the student's model family"
+        )
+    return load_model(args.teacher_model, args)
+
+
+def _add_adapter(model: Any, peft_config: Any) -> Any:
+    try:
+        from peft import PeftConfig, PeftModel, get_peft_model
+    except ImportError as error:
+        raise ImportError("peft_config needs the peft package: pip install 'pbsd[peft]'") from error
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config must be a peft.PeftConfig, got {type(peft_config).__name__}")
+    if isinstance(model, PeftModel):
+        raise ValueError("the model has a PEFT adapter already: pass it without peft_config, or the base model with it")
+    return get_peft_model(model, peft_config)
+
+
+def _json(option: Any) -> dict[str, Any]:
+    """A dict option; transformers has parsed the command line's JSON by now."""
+    return dict(option or {})
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 (modules have no such declared attribute)

@@ -1,0 +1,1 @@
+"""How good a model is, with honest intervals: accuracy on held-out problems, clustered by problem."""

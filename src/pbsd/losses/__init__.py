@@ -1,0 +1,1 @@
+"""Loss functions on tensors: torch only, pure, nothing about models or trainers."""

@@ -1,0 +1,1 @@
+"""One file per method, each reading like its paper. Methods share the engine and never import each other."""

@@ -1,0 +1,61 @@
+"""The model card that is pushed to the hub with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+MODEL_CARD_TAGS = ["pbsd", "self-distillation"]
+
+CITATION = """@misc{pbsd2026,
+  title  = {Preference-Based Self-Distillation},
+  year   = {2026},
+  eprint = {2605.05040},
+  archivePrefix = {arXiv}
+}"""
+
+_BODY = """
+# {name}
+
+This model was post-trained from {base} by Preference-Based Self-Distillation (PBSD,
+[arXiv 2605.05040](https://arxiv.org/abs/2605.05040)) with the `pbsd` library: the model under a prompt with privileged
+context is the teacher, the target is the teacher tilted by a reward, and it is learned from preferences between teacher
+samples and the model's own.
+
+- loss `{loss_type}`, beta {beta}, reward scale {reward_scale}, teacher `{teacher}`, pairs `{pairing}`/`{pair_policy}`
+- {steps} steps, {tokens:,} generated tokens, learning rate {learning_rate}, transformers {transformers}
+
+```bibtex
+{citation}
+```
+"""
+
+
+def write_model_card(folder: Path, trainer: Any) -> None:
+    """Write `README.md` with the method, its options and its citation into the folder."""
+    args, config = trainer.args, trainer.model.config
+    base = getattr(config, "_name_or_path", "") or "a local model"
+    data = ModelCardData(
+        library_name="transformers",
+        tags=[*MODEL_CARD_TAGS, "generated_from_trainer"],
+        base_model=base if "/" in base and not Path(base).exists() else None,
+        model_name=folder.name,
+    )
+    options = {
+        name: getattr(args, name, "-")
+        for name in ("loss_type", "beta", "reward_scale", "teacher", "pairing", "pair_policy", "learning_rate")
+    }
+    body = _BODY.format(
+        name=folder.name,
+        base=f"`{base}`",
+        steps=trainer.state.global_step,
+        tokens=trainer.generated_tokens,
+        transformers=transformers.__version__,
+        citation=CITATION,
+        **options,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / "README.md")

@@ -1,0 +1,143 @@
+"""The frozen records that travel between the parts, and the shape legend.
+
+Shape suffixes of tensors: P prompts, G completions of one prompt, B rows (completions or pairs), T completion tokens,
+L prompt and completion tokens, V vocabulary. Log-probabilities are natural and untempered. Token ids stay ragged
+(tuples of ints) until a tensor is made for a forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Role = Literal["student", "teacher"]
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One dataset row, rendered once for both roles.
+
+    Attributes:
+        row: position in its dataset; keys the random numbers of its samples.
+        prompt: the problem as the dataset has it (text or chat messages); reward functions receive it.
+        columns: the row's other columns, by name, for the reward functions.
+        student_ids, teacher_ids: the token ids each role continues; the thinking prefix, if any, is included.
+    """
+
+    row: int
+    prompt: Any
+    columns: Mapping[str, Any]
+    student_ids: Ids
+    teacher_ids: Ids
+
+    def ids(self, role: Role) -> Ids:
+        return self.student_ids if role == "student" else self.teacher_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion.
+
+    Attributes:
+        prompt: index into the batch's prompts.
+        role: whose prompt (and weights) it was sampled from.
+        completion_ids: the sampled tokens, the stop token included.
+        finished: whether a stop token ended it (False: the length limit did).
+        sampler_logprobs: per token, from the generator, at temperature 1 and without truncation.
+        reward: weighted sum of the reward functions; None when it could not be judged.
+        teacher_logprobs: per token under the teacher and its prompt; empty until scored.
+    """
+
+    prompt: int
+    role: Role
+    completion_ids: Ids
+    text: str
+    finished: bool
+    sampler_logprobs: tuple[float, ...]
+    reward: float | None = None
+    teacher_logprobs: tuple[float, ...] = ()
+
+    @property
+    def teacher_logprob(self) -> float:
+        """log T(y|x,c), summed over the completion."""
+        assert len(self.teacher_logprobs) == len(self.completion_ids), "rollout has not been scored by the teacher"
+        return math.fsum(self.teacher_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference between two rollouts of one prompt (indices into the batch's rollouts).
+
+    `label` is the probability that `chosen` is preferred where the loss takes no rewards: 1, or 1/2 for a kept tie.
+    `swapped` says that the pair was turned round because the rewards said so.
+    """
+
+    chosen: int
+    rejected: int
+    label: float = 1.0
+    swapped: bool = False
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Raw observations and counts of one step, so that means and quantiles are exact over any split of the work."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, key: str, values: Iterable[float]) -> None:
+        self.values.setdefault(key, []).extend(float(value) for value in values)
+
+    def count(self, key: str, amount: float = 1) -> None:
+        self.counts[key] = self.counts.get(key, 0) + amount
+
+    def merge(self, other: Metrics) -> None:
+        for key, values in other.values.items():
+            self.observe(key, values)
+        for key, amount in other.counts.items():
+            self.count(key, amount)
+
+    def summary(self) -> dict[str, float]:
+        """Means (NaN where nothing was observed) and sums; quantiles for the keys that end in `margin`."""
+        result: dict[str, float] = dict(self.counts)
+        for key, values in self.values.items():
+            result[key] = math.fsum(values) / len(values) if values else math.nan
+            if key.endswith("margin") and values:
+                ordered = sorted(values)
+                for percent in (10, 50, 90):
+                    result[f"{key}_p{percent}"] = ordered[round(percent / 100 * (len(ordered) - 1))]
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one optimisation step learns from."""
+
+    prompts: tuple[Prompt, ...]
+    rollouts: tuple[Rollout, ...]
+    pairs: tuple[Pair, ...]
+
+    def split(self, sizes: Iterable[int]) -> list[Batch]:
+        """Micro-batches of whole prompts, `sizes` prompts each, in order; every rollout and pair lands in one."""
+        parts, start = [], 0
+        for size in sizes:
+            end = start + size
+            kept = [i for i, rollout in enumerate(self.rollouts) if start <= rollout.prompt < end]
+            place = {old: new for new, old in enumerate(kept)}
+            parts.append(
+                Batch(
+                    prompts=self.prompts[start:end],
+                    rollouts=tuple(replace(self.rollouts[i], prompt=self.rollouts[i].prompt - start) for i in kept),
+                    pairs=tuple(
+                        replace(pair, chosen=place[pair.chosen], rejected=place[pair.rejected])
+                        for pair in self.pairs
+                        if pair.chosen in place
+                    ),
+                )
+            )
+            start = end
+        assert start == len(self.prompts), f"split sizes cover {start} of {len(self.prompts)} prompts"
+        return parts

@@ -1,0 +1,14 @@
+"""Rewards: is a completion right, and what is it worth?
+
+A grader judges one completion (`math.py`, `tools.py` with `tool_syntax.py`, `format.py`) and returns a `Grade`.
+`pool.py` runs graders in worker processes (`worker.py`, `wire.py`) that are killed at a time limit.
+`functions.py` makes graders, users' functions and names into reward functions with TRL's signature.
+`batch.py` runs several of them on a batch and adds up; an unknown reward stays unknown.
+"""
+
+from pbsd.rewards.batch import Scores, score
+from pbsd.rewards.functions import GradedReward, RewardFunction, required_columns, resolve
+from pbsd.rewards.grade import Grade
+from pbsd.rewards.pool import GraderPool
+
+__all__ = ["Grade", "GradedReward", "GraderPool", "RewardFunction", "Scores", "required_columns", "resolve", "score"]

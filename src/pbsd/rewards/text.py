@@ -1,0 +1,44 @@
+"""Completions as text: chat messages to a string, and the part after the model's thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def completion_text(completion: Any, position: int) -> str:
+    """The text of one completion: a string, or chat messages, of which the assistant's contents are joined by newlines.
+
+    A content may be a string, None (a message that holds only tool calls) or a list of parts, of which the `text` parts
+    count. `position` is the completion's place in the batch, for the message.
+
+    Raises ValueError when the completion is neither a string nor chat messages.
+    """
+    if isinstance(completion, str):
+        return completion
+    if not isinstance(completion, list) or not all(isinstance(m, Mapping) and "role" in m for m in completion):
+        raise ValueError(
+            f"completion {position} is {completion!r:.200}; give a string or a list of messages "
+            '[{"role": "assistant", "content": "..."}]'
+        )
+    return "\n".join(_content_text(m.get("content"), position) for m in completion if m["role"] == "assistant")
+
+
+def _content_text(content: Any, position: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    raise ValueError(f"completion {position} has a message content {content!r:.200}; give a string or a list of parts")
+
+
+def final_text(completion: str) -> str | None:
+    """What the completion says after its last `</think>`; all of it when it never thinks aloud.
+
+    None when a `<think>` was opened and never closed: the model was cut off before it answered.
+    """
+    _, closing, after = completion.rpartition("</think>")
+    last = after if closing else completion
+    return None if "<think>" in last else last

@@ -1,0 +1,136 @@
+"""Tool calls as models write them: JSON, Hermes/Qwen tags, or Python calls. Nothing is evaluated."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from typing import Any, NamedTuple
+
+SYNTAXES = ("auto", "json", "python", "hermes")
+
+_TAG = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_FENCE = re.compile(r"```[a-z_]*\n(.*?)```", re.DOTALL)
+_CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
+
+
+class Call(NamedTuple):
+    """One tool call: the function's name and its arguments by name."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse_calls(text: str, syntax: str) -> list[Call]:
+    """The calls written in `text`, in order.
+
+    - `hermes`: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, with any prose around the tags;
+    - `json`: the whole text, or its only code fence, is a call object or a list of them; also OpenAI's
+      `{"function": {"name": ..., "arguments": "<json>"}}`;
+    - `python`: likewise `f(a=1)`, `[f(a=1), m.g(b="x")]`, or one call a line; values are literals, all named;
+    - `auto`: hermes when there is a tag, else JSON, else Python.
+
+    Raises ValueError, saying what could not be read, when the text is not wholly such calls.
+    """
+    if syntax == "hermes" or (syntax == "auto" and "<tool_call>" in text):
+        return _hermes_calls(text)
+    fences = _FENCE.findall(text)
+    body = (fences[0] if len(fences) == 1 else text).strip()
+    if syntax == "json" or (syntax == "auto" and _is_json(body)):
+        return json_calls(load_json(body))
+    return _python_calls(body)
+
+
+def load_json(text: str) -> Any:
+    """`json.loads` that refuses a key given twice. Raises ValueError when the text is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
+def json_calls(value: Any) -> list[Call]:
+    """A call object or a list of call objects. Raises ValueError when it is neither."""
+    return [_json_call(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError(f"a JSON key is given twice among {[key for key, _ in pairs]!r:.200}")
+    return unique
+
+
+def _json_call(value: Any) -> Call:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.200} is not a call object")
+    if isinstance(value.get("function"), dict):
+        return _json_call(value["function"])
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = load_json(arguments)
+    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict):
+        raise ValueError(f"{value!r:.200} is not a call: a name and an object of arguments are needed")
+    if unknown := value.keys() - _CALL_KEYS:
+        raise ValueError(f"keys {sorted(unknown)} stand beside the call's arguments")
+    return Call(value["name"], arguments)
+
+
+def _hermes_calls(text: str) -> list[Call]:
+    bodies = _TAG.findall(text)
+    if not bodies or len(bodies) != text.count("<tool_call>"):
+        raise ValueError("no closed <tool_call>...</tool_call>")
+    return [call for body in bodies for call in json_calls(load_json(body))]
+
+
+def _python_calls(text: str) -> list[Call]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parser comments on escapes in model-written strings
+            statements = ast.parse(text).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as failure:
+        raise ValueError(f"not a Python call: {failure}") from None
+    nodes: list[ast.expr] = []
+    for statement in statements:
+        if not isinstance(statement, ast.Expr):
+            raise ValueError(f"line {statement.lineno} is not a call")
+        value = statement.value
+        nodes.extend(value.elts if isinstance(value, ast.List | ast.Tuple) else [value])
+    if not nodes:
+        raise ValueError("no call")
+    return [_python_call(node) for node in nodes]
+
+
+def _python_call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call):
+        raise ValueError(f"line {node.lineno} is not a call")
+    name = _dotted_name(node.func)
+    if node.args or any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError(f"an argument of {name} has no name")
+    arguments: dict[str, Any] = {}
+    for keyword in node.keywords:
+        assert keyword.arg is not None
+        if keyword.arg in arguments:
+            raise ValueError(f"argument {keyword.arg!r} of {name} is given twice")
+        try:
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"argument {keyword.arg!r} of {name} is not a literal value") from None
+    return Call(name, arguments)
+
+
+def _dotted_name(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted_name(node.value)}.{node.attr}"
+    raise ValueError("the called function is not a plain or dotted name")

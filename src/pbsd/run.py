@@ -1,0 +1,306 @@
+"""A run: its folder, and the path from a recipe to a table of accuracy before and after.
+
+The folder holds config.yaml, manifest.json, metrics.jsonl, samples.jsonl, eval_before.json, eval_after.json,
+checkpoint-N/, model/ and, when the run is finished, summary.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from pbsd.api import PBSDTrainer
+from pbsd.config import PBSDConfig
+from pbsd.evaluate.accuracy import Accuracy, ProblemResult, paired_difference
+from pbsd.progress import ProgressBar, status
+from pbsd.recipe import RunArguments, dump_recipe
+from pbsd.trainer import METHOD_STATE, MethodTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Training was stopped by SIGTERM after saving; the run can be resumed."""
+
+
+class RunFolder:
+    """Files of one run. Lines of steps that a resumed run will do again are cut off before it goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, *, resume: bool) -> Path | None:
+        """Make the folder ready. Returns the checkpoint to resume from, if any.
+
+        Without `resume`, an earlier run there is moved aside, never overwritten.
+        """
+        checkpoint = self.newest_checkpoint()
+        if resume:
+            step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _cut_after_step(self.path / name, step)
+        elif self.path.exists() and any(self.path.iterdir()):
+            aside = next(
+                place for n in range(1, 10_000) if not (place := self.path.with_name(f"{self.path.name}.{n}")).exists()
+            )
+            self.path.rename(aside)
+            logger.warning("an earlier run was moved from %s to %s", self.path, aside)
+        self.path.mkdir(parents=True, exist_ok=True)
+        return checkpoint if resume else None
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end: trainer_state.json comes last, so it must be whole."""
+        folders = [path for path in self.path.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+        for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+            try:
+                json.loads((folder / "trainer_state.json").read_text())
+            except (OSError, ValueError):
+                logger.warning("%s is incomplete (the run was killed while saving); passed over", folder)
+                continue
+            if (folder / METHOD_STATE).is_file():
+                return folder
+        return None
+
+    def append(self, name: str, records: list[dict[str, Any]]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def write(self, name: str, content: Any) -> None:
+        """Whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(content if isinstance(content, str) else json.dumps(content, indent=2) + "\n", "utf-8")
+        os.replace(temporary, self.path / name)
+
+    def read(self, name: str) -> Any:
+        path = self.path / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Run a recipe to its end and return the summary (also in summary.json).
+
+    Raises:
+        ValueError: something in the recipe, the model or the data does not fit.
+        Stopped: SIGTERM came; a checkpoint was saved.
+    """
+    trainer = build_trainer(run, config)
+    folder = RunFolder(Path(config.output_dir or "runs/pbsd"))
+    main = trainer.is_world_process_zero()
+    if main:
+        folder.start(resume=resume)
+        folder.write("config.yaml", dump_recipe(run, config))
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = folder.newest_checkpoint() if resume else None
+    if main:
+        folder.write("manifest.json", manifest(trainer, folder.read("manifest.json"), checkpoint))
+
+    before = _measured(trainer, folder, "eval_before.json", "accuracy before training")
+    trainer.add_callback(RunLog(folder))
+    trainer.on_samples = lambda step, samples: folder.append("samples.jsonl", [{"step": step, **s} for s in samples])
+    with stop_on_sigterm() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(
+            f"stopped by SIGTERM after step {trainer.state.global_step}; the same command with --resume goes on"
+        )
+    trainer.save_model(str(folder.path / "model"))
+    trainer.create_model_card()
+    after = _measured(trainer, folder, "eval_after.json", "accuracy after training")
+    summary = _summary(trainer, before, after)
+    if main:
+        folder.write("summary.json", summary)
+    return summary
+
+
+def build_trainer(run: RunArguments, config: PBSDConfig) -> PBSDTrainer:
+    """The recipe's trainer, with our progress bar in place of transformers'."""
+    trainer = PBSDTrainer(
+        model=run.model_name_or_path,
+        args=config,
+        train_dataset=run.rows("train"),
+        eval_dataset=run.rows("test"),
+        reward_funcs=run.rewards(),
+        peft_config=run.peft_config(),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if not config.disable_tqdm:
+        trainer.add_callback(ProgressBar())
+    return trainer
+
+
+class RunLog(TrainerCallback):
+    """Writes what training logs to metrics.jsonl; NaN becomes null, as JSON has no NaN."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if logs and "train_runtime" not in logs and state.is_world_process_zero:
+            plain = {
+                key: None if isinstance(value, float) and math.isnan(value) else value for key, value in logs.items()
+            }
+            self.folder.append("metrics.jsonl", [{"step": state.global_step, **plain}])
+
+
+class _StopAtStepEnd(TrainerCallback):
+    """Saves and stops at the end of the running step once asked to."""
+
+    requested = False
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[_StopAtStepEnd]:
+    """Inside the block SIGTERM asks the callback to stop instead of ending the process."""
+    stop = _StopAtStepEnd()
+
+    def ask(signum: int, frame: Any) -> None:
+        stop.requested = True
+        logger.warning("SIGTERM: saving at the end of this step, then stopping")
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint: Path | None) -> dict[str, Any]:
+    """What the run was made of; on resume the first part stays and a session is added."""
+    args = trainer.args
+    session = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.accelerator.num_processes,
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("pbsd", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+        },
+        "git_revision": _git_revision(),
+    }
+    if earlier is not None and checkpoint is not None:
+        return {**earlier, "sessions": [*earlier["sessions"], session]}
+    assert isinstance(args, PBSDConfig)
+    return {
+        "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
+        "initial_weights_sha256": weights_hash(trainer.engine.student),
+        "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
+        "chat_template_sha256": _sha256(str(trainer.engine.tokenizer.chat_template or "")),
+        "rows": {
+            name: {"used": len(dataset), "dropped": dataset.dropped}
+            for name, dataset in (("train", trainer.train_dataset), ("test", trainer.eval_dataset))
+            if dataset is not None
+        },
+        "sessions": [session],
+    }
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _measured(trainer: MethodTrainer, folder: RunFolder, name: str, what: str) -> Accuracy | None:
+    """Measure accuracy, or read the measurement that an earlier session of this run has finished."""
+    if trainer.eval_dataset is None:
+        return None
+    if (done := folder.read(name)) is not None:
+        return Accuracy.from_json(done["problems"])
+    with status(f"measuring {what}", enabled=trainer.is_world_process_zero() and not trainer.args.disable_tqdm):
+        accuracy = trainer.measure_accuracy()
+    if trainer.is_world_process_zero():
+        folder.write(name, {**accuracy.metrics("eval"), "problems": accuracy.to_json()})
+    return accuracy
+
+
+def _summary(trainer: MethodTrainer, before: Accuracy | None, after: Accuracy | None) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "generated_tokens": trainer.generated_tokens,
+        "seconds": round(trainer.train_seconds, 3),
+        "steps": trainer.state.global_step,
+    }
+    if before is None or after is None:
+        return summary
+    for key, attribute, value in (
+        ("accuracy", "sampled", lambda problem: problem.accuracy),
+        ("greedy_accuracy", "greedy", _greedy),
+    ):
+        first, second = getattr(before, attribute), getattr(after, attribute)
+        summary[key] = {
+            "before": first.estimate,
+            "after": second.estimate,
+            "before_interval": first.as_dict(),
+            "after_interval": second.as_dict(),
+            "difference": paired_difference(before, after, value).as_dict(),
+        }
+    summary["problems"] = len(after.problems)
+    summary["samples_per_problem"] = trainer.args.num_generations_eval
+    return summary
+
+
+def _greedy(problem: ProblemResult) -> float:
+    return math.nan if problem.greedy_correct is None else float(problem.greedy_correct)
+
+
+def _git_revision() -> str | None:
+    """Of the working folder, with `+changes` when it is not clean; None outside a checkout."""
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+changes" if changed.strip() else "")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _cut_after_step(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break  # a line that a kill cut short; nothing whole follows it
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
+    os.replace(temporary, path)

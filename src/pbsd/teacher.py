@@ -1,0 +1,163 @@
+"""Whose weights the teacher uses, and when they change.
+
+The teacher runs in the student's own module: `acting` puts the teacher's values behind the trainable parameters and
+always puts the student's back. Only trainable parameters are held, so with PEFT any teacher kind costs the size of the
+adapter, and `initial` with PEFT costs nothing (the adapter is switched off). An external teacher is its own module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+TeacherKind = Literal["initial", "live", "ema", "refreshed", "external"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Quality:
+    """Mean rewards of student and teacher samples since the last refresh check."""
+
+    student_sum: float = 0.0
+    student_count: int = 0
+    teacher_sum: float = 0.0
+    teacher_count: int = 0
+
+    @property
+    def student_lead(self) -> float | None:
+        if not self.student_count or not self.teacher_count:
+            return None
+        return self.student_sum / self.student_count - self.teacher_sum / self.teacher_count
+
+
+class Teacher:
+    """A teacher of one of five kinds.
+
+    Args:
+        kind: `initial`, the weights training started from; `live`, the student's current ones; `ema`, an exponential
+            moving average; `refreshed`, a hard copy from time to time; `external`, another model.
+        student: the unwrapped student.
+        external: the other model, for `external`.
+        adapter_is_new: the student's PEFT adapter was made for this run and starts as the identity, so that switching
+            it off gives the initial weights.
+        ema_decay: weight of the old average at each step: teacher = decay * teacher + (1 - decay) * student.
+        refresh_steps: `refreshed` copies (or checks its rule) every so many steps.
+        refresh_margin: `refreshed` copies only if the mean reward of the student's samples since the last check leads
+            the teacher's by at least this much; None copies without asking.
+    """
+
+    def __init__(
+        self,
+        kind: TeacherKind,
+        student: nn.Module,
+        *,
+        external: nn.Module | None = None,
+        adapter_is_new: bool = False,
+        ema_decay: float = 0.99,
+        refresh_steps: int = 50,
+        refresh_margin: float | None = None,
+    ) -> None:
+        assert (kind == "external") == (external is not None), "an external teacher needs its model, no other kind does"
+        self.kind = kind
+        self.student = student
+        self.external = external
+        self.ema_decay = ema_decay
+        self.refresh_steps = refresh_steps
+        self.refresh_margin = refresh_margin
+        self.quality = Quality()
+        self.refreshes = 0
+        self._adapter_off = kind == "initial" and adapter_is_new
+        holds_copy = kind in ("ema", "refreshed") or (kind == "initial" and not self._adapter_off)
+        self.weights: dict[str, Tensor] = self._copy_of_student() if holds_copy else {}
+        if external is not None:
+            external.requires_grad_(False).eval()
+
+    @contextmanager
+    def acting(self) -> Iterator[nn.Module]:
+        """The teacher's module, in evaluation mode and without gradient; the student is back when the block ends."""
+        if self.external is not None:
+            with torch.no_grad():
+                yield self.external
+            return
+        was_training = self.student.training
+        self.student.eval()
+        try:
+            with torch.no_grad():
+                if self._adapter_off:
+                    with self.student.disable_adapter():  # type: ignore[operator]
+                        yield self.student
+                else:
+                    self._swap()
+                    try:
+                        yield self.student
+                    finally:
+                        self._swap()
+        finally:
+            self.student.train(was_training)
+
+    def observe(self, student_rewards: list[float], teacher_rewards: list[float]) -> None:
+        """Rewards of a step's samples, over all processes: what the refresh rule is decided on."""
+        self.quality.student_sum += sum(student_rewards)
+        self.quality.student_count += len(student_rewards)
+        self.quality.teacher_sum += sum(teacher_rewards)
+        self.quality.teacher_count += len(teacher_rewards)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the teacher after optimisation step `step` (1 is the first)."""
+        if self.kind == "ema":
+            for name, parameter in self._trainable():
+                self.weights[name].lerp_(parameter.detach(), 1.0 - self.ema_decay)
+        elif self.kind == "refreshed" and step % self.refresh_steps == 0:
+            lead = self.quality.student_lead
+            if self.refresh_margin is None or (lead is not None and lead >= self.refresh_margin):
+                for name, parameter in self._trainable():
+                    self.weights[name].copy_(parameter.detach())
+                self.refreshes += 1
+                logger.info("teacher refreshed at step %d (student's mean reward leads by %s)", step, lead)
+            self.quality = Quality()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; the tensors are the teacher's own, not copies."""
+        quality = self.quality
+        return {
+            "kind": self.kind,
+            "refreshes": self.refreshes,
+            "quality": [quality.student_sum, quality.student_count, quality.teacher_sum, quality.teacher_count],
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when the state is of another kind of teacher or of other parameters."""
+        if state["kind"] != self.kind:
+            raise ValueError(
+                f"the checkpoint's teacher is {state['kind']!r}, this run's is {self.kind!r}: keep `teacher`"
+            )
+        if state["weights"].keys() != self.weights.keys():
+            raise ValueError(
+                "the checkpoint's teacher holds other parameters than this run trains: keep the model and `peft_config`"
+            )
+        self.refreshes = state["refreshes"]
+        student_sum, student_count, teacher_sum, teacher_count = state["quality"]
+        self.quality = Quality(student_sum, int(student_count), teacher_sum, int(teacher_count))
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(value)
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad)
+
+    def _copy_of_student(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._trainable()}
+
+    def _swap(self) -> None:
+        """Exchange the values behind the student's trainable parameters with the teacher's (pointers, no copy)."""
+        if self.weights:
+            for name, parameter in self._trainable():
+                parameter.data, self.weights[name] = self.weights[name], parameter.data

@@ -1,0 +1,245 @@
+"""One trainer for every method, on `transformers.Trainer`: it knows a method only through `methods.method.Method`.
+
+What is ours here: a step's prompts are collected together, whatever the micro-batches; the loss is divided by the
+global weight; the method's state is in every checkpoint; a failed save costs a checkpoint, not the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from pbsd.config import RolloutConfig
+from pbsd.data import PromptDataset
+from pbsd.engine import Engine
+from pbsd.evaluate.accuracy import Accuracy, measure_accuracy
+from pbsd.methods.method import Method
+from pbsd.model_card import MODEL_CARD_TAGS, write_model_card
+from pbsd.records import Batch, Metrics, Prompt
+
+METHOD_STATE = "method_state.pt"
+
+logger = logging.getLogger(__name__)
+
+
+class MethodTrainer(Trainer):
+    """Trains by a `Method`. See `pbsd.PBSDTrainer` for the constructor users call.
+
+    Attributes:
+        generated_tokens: tokens sampled for training so far, student's and teacher's, over all processes.
+        train_seconds: time spent training, over all sessions of a resumed run.
+        on_samples: called on the main process with each step's number and sample records.
+    """
+
+    args: RolloutConfig
+    train_dataset: PromptDataset | None
+    eval_dataset: PromptDataset | None
+    _tag_names = MODEL_CARD_TAGS
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: RolloutConfig,
+        *,
+        engine: Engine,
+        method: Method,
+        train_dataset: PromptDataset | None,
+        eval_dataset: PromptDataset | None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=list,  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=engine.tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # The loss is already divided by the weight of the whole step.
+        self.loss_is_scaled_for_ga = True
+        self.engine = engine
+        self.method = method
+        self.generated_tokens = 0
+        self.train_seconds = 0.0
+        self.on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None
+        self._metrics = Metrics()
+        self._samples: list[dict[str, Any]] = []
+        self._step_started = time.monotonic()
+        self._step_is_whole = False
+        self.add_callback(_StepHooks(self))
+        if engine.teacher is not None and engine.teacher.external is not None:
+            engine.teacher.external.to(self.accelerator.device)
+        if isinstance(self.model, PreTrainedModel):
+            self.model.add_model_tags(self._tag_names)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `train`. When a step fails (a reward function, say), the steps before it are saved first."""
+        try:
+            return super().train(*args, **kwargs)
+        except (Exception, KeyboardInterrupt):
+            self._rescue()
+            raise
+
+    # One optimisation step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Prompt]], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """Collect the step's prompts in one go, then cut the batch into micro-batches. Returns them and the weight of
+        the whole step over all processes."""
+        micro_batches = list(islice(epoch_iterator, num_batches))
+        prompts = [prompt for micro_batch in micro_batches for prompt in micro_batch]
+        if not prompts:
+            return [], torch.zeros((), device=device)
+        self._step_started = time.monotonic()
+        batch, metrics = self.method.collect(prompts, self.state.global_step)
+        self._metrics.merge(metrics)
+        tokens = sum(len(rollout.completion_ids) for rollout in batch.rollouts)
+        totals = torch.tensor([self.method.weight(batch), tokens], dtype=torch.float64, device=device)
+        weight, tokens = self.accelerator.reduce(totals, reduction="sum")
+        self.generated_tokens += int(tokens)
+        return batch.split(map(len, micro_batches)), weight
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        loss_sum, metrics, samples = self.method.loss(model, inputs)
+        self._metrics.merge(metrics)
+        self._samples += samples
+        assert num_items_in_batch is not None, "the weight of the step is set by get_batch_samples"
+        # Data-parallel wrappers average gradients over processes; the weight is already the sum over them.
+        return loss_sum * self.accelerator.num_processes / max(float(num_items_in_batch), 1e-12)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # cost is counted in generated tokens
+
+    # Metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the method's metrics of the steps since the last log, joined over processes, to training logs."""
+        if "loss" in logs:
+            metrics, samples = Metrics(), []
+            for other, records in gather_object([(self._metrics, self._samples)]):
+                metrics.merge(other)
+                samples += records
+            self._metrics, self._samples = Metrics(), []
+            logs.update(sorted(metrics.summary().items()))
+            logs["tokens/generated_total"] = self.generated_tokens
+            if self.on_samples and self.is_world_process_zero():
+                self.on_samples(self.state.global_step, samples)
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """avg@k at T = 1 and greedy accuracy of the student on held-out prompts, as `eval_accuracy` and so on."""
+        metrics = self.measure_accuracy(eval_dataset).metrics(metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure_accuracy(self, eval_dataset: PromptDataset | None = None) -> Accuracy:
+        """The same with the counts of every problem."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ValueError("no eval_dataset: pass held-out rows to the trainer or to evaluate()")
+        share = dataset.prompts[self.accelerator.process_index :: self.accelerator.num_processes]
+        return Accuracy.join(gather_object([measure_accuracy(self.engine, share)]))
+
+    # Checkpoints
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            state = {
+                "method": self.method.state_dict(),
+                "generated_tokens": self.generated_tokens,
+                "train_seconds": self.train_seconds,
+            }
+            torch.save(state, Path(output_dir) / METHOD_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint) / METHOD_STATE
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: without the teacher's state the run cannot go on; start it anew")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.method.load_state_dict(state["method"])
+            self.generated_tokens = state["generated_tokens"]
+            self.train_seconds = state["train_seconds"]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A save that fails (a full disk, say) is undone and reported; training and the older checkpoints go on."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # storage fails in many types: OSError, safetensors', torch's RuntimeError
+            shutil.rmtree(folder, ignore_errors=True)
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            if self.state.global_step >= self.state.max_steps:
+                raise OSError(
+                    f"{folder}: the last checkpoint could not be saved ({error}); {free:.0f} MiB are free there. Make "
+                    "room and run the same command with --resume: it goes on from the checkpoint before"
+                ) from error
+            logger.error(
+                "%s: checkpoint not saved (%s); %.0f MiB are free there. Training goes on and saves again in %s steps: "
+                "make room, or lower save_total_limit",
+                folder,
+                error,
+                free,
+                self.args.save_steps,
+            )
+            self._metrics.count("health/failed_saves")
+
+    def _rescue(self) -> None:
+        """Save the last whole step, unless it is saved already or the failure lies in changing or saving the weights."""
+        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        alone = self.accelerator.num_processes == 1
+        if self._step_is_whole and alone and self.state.global_step > 0 and not folder.exists():
+            self._save_checkpoint(self.model, None)
+            if folder.exists():
+                logger.error("the steps before the failure are saved in %s; mend it and resume from there", folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            write_model_card(Path(self.args.output_dir or "."), self)
+
+
+class _StepHooks(TrainerCallback):
+    """Moves the method (its teacher) after the optimiser, before the step's checkpoint, and knows when a step is whole."""
+
+    def __init__(self, trainer: MethodTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._step_is_whole = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.method.after_step(state.global_step)
+        self.trainer.train_seconds += time.monotonic() - self.trainer._step_started
+        self.trainer._step_is_whole = True

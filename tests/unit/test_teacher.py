@@ -1,0 +1,142 @@
+"""Teacher kinds: values by hand, and the student always restored."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pbsd.teacher import Teacher
+
+
+def set_all(model, value):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+
+
+def first(model):
+    return next(p for p in model.parameters() if p.requires_grad).flatten()[0].item()
+
+
+def teacher_value(teacher):
+    with teacher.acting() as module:
+        return first(module)
+
+
+def test_initial_keeps_the_first_weights(model):
+    set_all(model, 1.0)
+    teacher = Teacher("initial", model)
+    set_all(model, 2.0)
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.0
+    assert first(model) == 2.0
+
+
+def test_live_is_the_student(model):
+    teacher = Teacher("live", model)
+    set_all(model, 2.0)
+    assert teacher_value(teacher) == 2.0
+
+
+def test_ema_by_hand(model):
+    """decay 0.75, teacher 1, student 2: 0.75 * 1 + 0.25 * 2 = 1.25, then 0.75 * 1.25 + 0.5 = 1.4375."""
+    set_all(model, 1.0)
+    teacher = Teacher("ema", model, ema_decay=0.75)
+    set_all(model, 2.0)
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.25
+    teacher.after_step(2)
+    assert teacher_value(teacher) == 1.4375
+    assert first(model) == 2.0
+
+
+def test_refreshed_every_n_steps(model):
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=2)
+    set_all(model, 3.0)
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.0
+    teacher.after_step(2)
+    assert teacher_value(teacher) == 3.0
+    assert teacher.refreshes == 1
+
+
+def test_refresh_rule_asks_for_a_lead(model):
+    """Margin 0.1: a lead of 0.05 is too little; the next window's lead of 0.25 is enough."""
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=1, refresh_margin=0.1)
+    set_all(model, 3.0)
+    teacher.observe([0.5, 0.6], [0.5])
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.0
+    teacher.observe([1.0, 0.5], [0.5])
+    teacher.after_step(2)
+    assert teacher_value(teacher) == 3.0
+
+
+def test_external_is_another_model(model, tokenizer):
+    from conftest import tiny_model
+
+    other = tiny_model(tokenizer, seed=1)
+    teacher = Teacher("external", model, external=other)
+    with teacher.acting() as module:
+        assert module is other
+        assert not torch.is_grad_enabled()
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("kind", ["initial", "ema"])
+def test_the_student_is_back_after_an_error(model, kind):
+    set_all(model, 1.0)
+    teacher = Teacher(kind, model)
+    set_all(model, 2.0)
+    model.train()
+
+    def fail():
+        with teacher.acting():
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert first(model) == 2.0
+    assert model.training
+    assert teacher_value(teacher) == 1.0
+
+
+def test_adapter_off_gives_the_base_models_scores(model):
+    ids = torch.tensor([[5, 6, 7]])
+    base = model(input_ids=ids).logits.detach()
+    student = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    teacher = Teacher("initial", student, adapter_is_new=True)
+    set_all(student, 0.3)
+    assert teacher.weights == {}
+    with teacher.acting() as module:
+        assert torch.equal(module(input_ids=ids).logits, base)
+    assert not torch.allclose(student(input_ids=ids).logits, base)
+    assert {n for n, p in student.named_parameters() if p.requires_grad} and student.active_adapters == ["default"]
+
+
+def test_an_adapter_given_trained_is_its_own_initial_teacher(model):
+    """Switching it off would give other weights than those training started from."""
+    student = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    set_all(student, 0.3)
+    teacher = Teacher("initial", student, adapter_is_new=False)
+    set_all(student, 0.5)
+    assert teacher_value(teacher) == pytest.approx(0.3)
+
+
+def test_state_round_trip(model):
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=5)
+    teacher.observe([1.0], [0.0, 0.5])
+    set_all(model, 2.0)
+    other = Teacher("refreshed", model, refresh_steps=5)
+    other.load_state_dict(teacher.state_dict())
+    assert teacher_value(other) == 1.0
+    assert other.quality == teacher.quality
+
+
+def test_state_of_another_kind_is_refused(model):
+    state = Teacher("ema", model).state_dict()
+    with pytest.raises(ValueError, match="'ema'"):
+        Teacher("initial", model).load_state_dict(state)
