@@ -61,6 +61,9 @@ ROWS = [
 ]
 
 
+HELD_OUT = [{"prompt": f"say {letter}:", "privileged_context": letter * 3, "answer": letter} for letter in "wxyz"]
+
+
 def contains_answer(completions, answer, **columns):
     return [float(letter in completion) for completion, letter in zip(completions, answer, strict=True)]
 
@@ -115,7 +118,7 @@ def recipe(tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()
-    for split, rows in (("train", ROWS), ("test", ROWS[:4])):
+    for split, rows in (("train", ROWS), ("test", HELD_OUT)):
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -56,13 +56,16 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         base_model.main(flags)
         return 0
 
+    import datasets
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     from pbsd.recipe import load_recipe
 
     run, config = load_recipe(args.recipe, flags)
+    # After the recipe: transformers takes a quiet log as a wish for no progress bar.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     if args.command == "render":
         from pbsd.inspect_recipe import render
 
@@ -81,7 +84,8 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     except Stopped as stopped:
         print(f"pbsd: {stopped}", file=sys.stderr)
         return 143
-    print_summary(summary, config.output_dir or "")
+    if config.process_index == 0:
+        print_summary(summary, config.output_dir or "")
     return 0
 
 

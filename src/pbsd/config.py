@@ -158,8 +158,8 @@ class PBSDConfig(RolloutConfig):
         if self.teacher in ("live", "ema") and not self.uses_rewards:
             warnings.warn(
                 f"teacher={self.teacher!r} with the logistic loss on all pairs reads no reward: a moving teacher "
-                "without labels is a feedback loop that collapses to few completions. Choose loss_type='bradley_terry' or a "
-                "pair_policy that reads rewards, or teacher='initial'.",
+                "without labels is a feedback loop that collapses to few completions. Choose "
+                "loss_type='bradley_terry' or a pair_policy that reads rewards, or teacher='initial'.",
                 stacklevel=2,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer, RowError
 
 LAB_ARITHMETIC = "lab/arithmetic"
+_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,14 @@ class PromptDataset(Dataset):
 
     def __getitem__(self, index: int) -> Prompt:
         return self.prompts[index]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the rows' numbers, token ids and columns: what a run was trained or measured on."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(repr((prompt.row, prompt.student_ids, prompt.teacher_ids)).encode())
+            digest.update(repr(sorted(prompt.columns.items())).encode())
+        return digest.hexdigest()
 
     @classmethod
     def from_rows(
@@ -97,13 +107,15 @@ def load_rows(
 
 def _load(name: str, split: str, config: str | None) -> datasets.Dataset:
     path = Path(name)
+    files = [path] if path.is_file() else [path / f"{split}{suffix}" for suffix in _KINDS]
     try:
-        if path.is_file():
-            kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(path.suffix)
-            if kind is None:
-                raise ValueError(f"{name}: expected a .jsonl, .json or .parquet file")
-            return datasets.load_dataset(kind, data_files={split: str(path)}, split=split)
+        for file in filter(Path.is_file, files):
+            if file.suffix not in _KINDS:
+                raise ValueError(f"{name}: expected a file of type {', '.join(_KINDS)}")
+            return datasets.load_dataset(_KINDS[file.suffix], data_files={split: str(file)}, split=split)
         return datasets.load_dataset(name, config, split=split)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error.__cause__ or error}") from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"dataset {name!r} is neither a file or folder here nor found on the hub ({error}): check the name, or "

@@ -108,8 +108,10 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
         folder.write("config.yaml", dump_recipe(run, config))
     trainer.accelerator.wait_for_everyone()
     checkpoint = folder.newest_checkpoint() if resume else None
+    made_of = manifest(trainer, folder.read("manifest.json") if resume else None, checkpoint)
+    trainer.accelerator.wait_for_everyone()
     if main:
-        folder.write("manifest.json", manifest(trainer, folder.read("manifest.json"), checkpoint))
+        folder.write("manifest.json", made_of)
 
     before = _measured(trainer, folder, "eval_before.json", "accuracy before training")
     trainer.add_callback(RunLog(folder))
@@ -191,7 +193,10 @@ def stop_on_sigterm() -> Iterator[_StopAtStepEnd]:
 
 
 def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint: Path | None) -> dict[str, Any]:
-    """What the run was made of; on resume the first part stays and a session is added."""
+    """What the run is made of; a resumed run's sessions are all listed.
+
+    Raises ValueError when a resumed run would go on from other weights, templates, seeds or data than it began with.
+    """
     args = trainer.args
     session = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -207,21 +212,25 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
         },
         "git_revision": _git_revision(),
     }
-    if earlier is not None and checkpoint is not None:
-        return {**earlier, "sessions": [*earlier["sessions"], session]}
     assert isinstance(args, PBSDConfig)
-    return {
+    made_of = {
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
         "initial_weights_sha256": weights_hash(trainer.engine.student),
         "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
         "chat_template_sha256": _sha256(str(trainer.engine.tokenizer.chat_template or "")),
         "rows": {
-            name: {"used": len(dataset), "dropped": dataset.dropped}
+            name: {"used": len(dataset), "dropped": dataset.dropped, "sha256": dataset.fingerprint()}
             for name, dataset in (("train", trainer.train_dataset), ("test", trainer.eval_dataset))
             if dataset is not None
         },
-        "sessions": [session],
     }
+    changed = [name for name, value in made_of.items() if earlier is not None and earlier[name] != value]
+    if changed:
+        raise ValueError(
+            f"{args.output_dir}: the run to be resumed began with other {', '.join(changed)} than this command gives: "
+            "repeat the command that started it, or leave out --resume to start anew"
+        )
+    return {**made_of, "sessions": [*(earlier or {"sessions": []})["sessions"], session]}
 
 
 def weights_hash(model: torch.nn.Module) -> str:

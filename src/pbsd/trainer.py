@@ -146,6 +146,7 @@ class MethodTrainer(Trainer):
             self._metrics, self._samples = Metrics(), []
             logs.update(sorted(metrics.summary().items()))
             logs["tokens/generated_total"] = self.generated_tokens
+            logs["time/train_seconds"] = self.train_seconds
             if self.on_samples and self.is_world_process_zero():
                 self.on_samples(self.state.global_step, samples)
         super().log(logs, start_time)
@@ -217,11 +218,11 @@ class MethodTrainer(Trainer):
             self._metrics.count("health/failed_saves")
 
     def _rescue(self) -> None:
-        """Save the last whole step, unless it is saved already or the failure lies in changing or saving the weights."""
+        """Save the last whole step, unless it is saved already or the failure came in the middle of an update."""
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         alone = self.accelerator.num_processes == 1
         if self._step_is_whole and alone and self.state.global_step > 0 and not folder.exists():
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.model_wrapped, None)
             if folder.exists():
                 logger.error("the steps before the failure are saved in %s; mend it and resume from there", folder)
 
@@ -231,7 +232,7 @@ class MethodTrainer(Trainer):
 
 
 class _StepHooks(TrainerCallback):
-    """Moves the method (its teacher) after the optimiser, before the step's checkpoint, and knows when a step is whole."""
+    """Moves the method (its teacher) after the optimiser and before the step's checkpoint; marks whole steps."""
 
     def __init__(self, trainer: MethodTrainer) -> None:
         self.trainer = trainer

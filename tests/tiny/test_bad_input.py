@@ -192,6 +192,7 @@ def test_disk_full_at_the_last_save_says_how_to_go_on(make_trainer, tmp_path):
         (["train", "{recipe}", "--dataset_name", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["train", "{recipe}", "--dataset_train_size", "99"], "has 16 rows, fewer than the 99 asked for"),
         (["train", "{recipe}", "--dataset_train_split", "dev"], "dev"),
+        (["train", "{recipe}", "--dataset_name", "{recipe}"], "expected a file of type .jsonl, .json, .parquet"),
         (["render", "{recipe}", "--beta", "-1"], "beta must be positive"),
     ],
 )

@@ -59,7 +59,7 @@ def contents(folder: Path):
     summary = json.loads((folder / "summary.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "model": (folder / "model" / "model.safetensors").read_bytes(),
+        "model": next((folder / "model").glob("*model.safetensors")).read_bytes(),
         "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"],
         "teacher": state["method"]["teacher"]["weights"],
         "metrics": [{k: v for k, v in line.items() if not k.startswith("time/")} for line in metrics],
@@ -92,6 +92,14 @@ def test_kill_and_resume(command, tmp_path, signal_at):
     assert sessions[-1]["resumed_from"] == resumed_from
 
 
+def test_kill_and_resume_with_an_adapter(command, tmp_path):
+    lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
+    assert command("whole", *lora) == 0
+    assert command("killed", *lora, signal_at=4) == -signal.SIGKILL
+    assert command("killed", *lora, "--resume") == 0
+    assert_same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
+
+
 def test_sigterm_saves_and_leaves_a_resumable_run(command, tmp_path):
     assert command("whole") == 0
     assert command("stopped", signal_at=3, number=signal.SIGTERM) == 128 + signal.SIGTERM
@@ -113,6 +121,14 @@ def test_a_checkpoint_cut_short_is_passed_over(command, tmp_path):
         assert command("damaged", "--resume") == 0
         assert_same(contents(tmp_path / "whole"), contents(folder))
         shutil.rmtree(folder)
+
+
+def test_resuming_something_else_is_refused(command, tmp_path, capsys):
+    assert command("run", "--max_steps", "2") == 0
+    assert command("run", "--resume", "--dataset_train_size", "8") == 2
+    assert "began with other rows than this command gives" in capsys.readouterr().err
+    assert command("run", "--resume", "--max_steps", "4") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
 
 
 def test_a_second_run_moves_the_first_aside(command, tmp_path, caplog):

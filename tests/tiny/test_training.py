@@ -179,6 +179,17 @@ def test_a_script_without_main_guard_and_several_rewards(tmp_path, config, token
     assert "reward/format/wrong" in logs(trainer)[0]
 
 
+def test_trackers_get_the_same_metric_names(make_trainer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(report_to="tensorboard")
+    trainer.train()
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert {"train/pairs/margin", "train/reward/student", "train/loss"} <= set(accumulator.Tags()["scalars"])
+
+
 def test_model_card_cites_the_method(make_trainer):
     trainer = make_trainer()
     trainer.train()

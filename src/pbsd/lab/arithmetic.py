@@ -7,7 +7,7 @@ value stays within 0..99. Standard library only.
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pbsd.rewards.grade import Grade
@@ -53,6 +53,16 @@ def split_of(expression: str) -> str:
     bucket = hashlib.blake2b(expression.encode(), digest_size=4).digest()
     share = int.from_bytes(bucket, "big") % 10
     return {8: "validation", 9: "test"}.get(share, "train")
+
+
+def flawed_context(row: dict[str, str], rng: random.Random) -> str:
+    """The row's worked solution with one result wrong by at most 10; what follows builds on it, so the answer is wrong."""
+    steps = [int(number) for number in re.findall(r"[+-]?[0-9]+", row["prompt"])]
+    while True:
+        slips = {rng.randrange(len(steps) - 1): rng.choice((-1, 1)) * rng.randint(1, 10)}
+        text, values = _solution(steps, slips)
+        if all(0 <= value <= _TOP for value in values):
+            return text
 
 
 def grade(completion: str, answer: str) -> Grade:
@@ -111,13 +121,16 @@ def _expression(steps: Sequence[int]) -> str:
     return str(steps[0]) + "".join(f"{operand:+d}" for operand in steps[1:])
 
 
+def _solution(steps: Sequence[int], slips: Mapping[int, int]) -> tuple[str, list[int]]:
+    """The worked solution, with `slips` added to the results of the equations they name, and its running values."""
+    values, text = [steps[0]], ""
+    for position, operand in enumerate(steps[1:]):
+        result = values[-1] + operand + slips.get(position, 0)
+        text += f" {values[-1]}{operand:+d}={result}"
+        values.append(result)
+    return f"{text} #### {values[-1]}", values
+
+
 def _row(steps: Sequence[int]) -> dict[str, str]:
-    value, solution = steps[0], ""
-    for operand in steps[1:]:
-        solution += f" {value}{operand:+d}={value + operand}"
-        value += operand
-    return {
-        "prompt": f"Q: {_expression(steps)}\nA:",
-        "privileged_context": f"{solution} #### {value}",
-        "answer": str(value),
-    }
+    solution, values = _solution(steps, {})
+    return {"prompt": f"Q: {_expression(steps)}\nA:", "privileged_context": solution, "answer": str(values[-1])}

@@ -28,10 +28,11 @@ __all__ = ["DEFAULTS", "add_arguments", "build_base", "build_tokenizer", "run"]
 
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
-    "steps": 1900,
+    "steps": 700,
     "batch_size": 64,
-    "learning_rate": 5e-3,
+    "learning_rate": 0.02,
     "teacher_share": 0.2,
+    "flawed_share": 0.15,
     "train_rows": 50_000,
     "eval_samples": 2000,
 }
@@ -49,13 +50,15 @@ def build_base(
     batch_size: int = DEFAULTS["batch_size"],
     learning_rate: float = DEFAULTS["learning_rate"],
     teacher_share: float = DEFAULTS["teacher_share"],
+    flawed_share: float = DEFAULTS["flawed_share"],
     train_rows: int = DEFAULTS["train_rows"],
     eval_samples: int = DEFAULTS["eval_samples"],
 ) -> dict[str, Any]:
     """Train the base from scratch; save model, tokenizer and `build.json` in `out_dir`; return what build.json says.
 
     Cross-entropy on completions of the train split, for a fixed number of steps; a `teacher_share` of the examples
-    shows the solution in the prompt. The training order depends on `seed` and the step alone, so a build that is
+    shows the solution in the prompt. In a `flawed_share` of these the solution shown has a wrong step (the completion
+    never has), so that the teacher does not trust it blindly. The training order depends on `seed` and the step alone, so a build that is
     interrupted and run again gives the same weights. A finished build with the same arguments is left as it is.
 
     Raises:
@@ -67,6 +70,7 @@ def build_base(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "teacher_share": teacher_share,
+        "flawed_share": flawed_share,
         "train_rows": train_rows,
         "eval_samples": eval_samples,
     }
@@ -107,8 +111,9 @@ def _check(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {arguments[name]}: give at least 1")
     if not arguments["learning_rate"] > 0:
         raise ValueError(f"learning_rate is {arguments['learning_rate']}: give a positive number")
-    if not 0 <= arguments["teacher_share"] <= 1:
-        raise ValueError(f"teacher_share is {arguments['teacher_share']}: give a share between 0 and 1")
+    for name in ("teacher_share", "flawed_share"):
+        if not 0 <= arguments[name] <= 1:
+            raise ValueError(f"{name} is {arguments[name]}: give a share between 0 and 1")
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], out_dir: Path) -> None:
@@ -126,31 +131,47 @@ def _train(
     """Train in place, from the saved state where there is one; returns the seconds spent, earlier runs included."""
     # Another order than seed 0 of the task, so that users' first training rows are not the base's.
     pool = arithmetic.rows("train", arguments["train_rows"], seed=1000 + arguments["seed"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = _optimizers(model, arguments["learning_rate"])
     state_path, first, seconds = out_dir / _STATE, 0, 0.0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         _check_same(state["arguments"], arguments, out_dir)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first, seconds = state["step"], state["seconds"]
     model.train()
     started = time.monotonic() - seconds
     for step in range(first, arguments["steps"]):
-        for group in optimizer.param_groups:
-            group["lr"] = arguments["learning_rate"] * _schedule(step, arguments["steps"])
         loss = model(**_batch(tokenizer, pool, arguments, step)).loss
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _schedule(step, arguments["steps"])
+            optimizer.step()
         done = step + 1
         if done % _SAVE_EVERY == 0 or done == arguments["steps"]:
             seconds = time.monotonic() - started
-            _save_state(state_path, model, optimizer, arguments, done, seconds)
+            _save_state(state_path, model, optimizers, arguments, done, seconds)
             print(f"step {done}/{arguments['steps']}  loss {loss.item():.4f}  {seconds:.0f} s", flush=True)
     model.eval()
     return seconds
+
+
+def _optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW at a quarter of its rate for embeddings and norms; `peak` holds each group's rate.
+
+    With AdamW alone the same model needs several times the steps, and when it learns to copy is a matter of luck.
+    """
+    embedding = model.get_input_embeddings().weight
+    matrices = [value for value in model.parameters() if value.ndim == 2 and value is not embedding]
+    others = [value for value in model.parameters() if value.ndim != 2 or value is embedding]
+    return [
+        torch.optim.Muon([{"params": matrices, "peak": learning_rate}], weight_decay=0.0),
+        torch.optim.AdamW([{"params": others, "peak": learning_rate / 4}], betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -168,7 +189,9 @@ def _batch(
     for _ in range(arguments["batch_size"]):
         row = rng.choice(pool)
         role: Role = "teacher" if rng.random() < arguments["teacher_share"] else "student"
-        prompts.append(tokenizer.encode(role_prompt(row, role)))
+        flawed = rng.random() < arguments["flawed_share"]
+        context = arithmetic.flawed_context(row, rng) if flawed else row["privileged_context"]
+        prompts.append(tokenizer.encode(role_prompt({**row, "privileged_context": context}, role)))
         completions.append([*tokenizer.encode(row["privileged_context"]), tokenizer.eos_token_id])
     longest = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
     shape = (len(prompts), longest)
@@ -186,14 +209,14 @@ def _batch(
 def _save_state(
     path: Path,
     model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     arguments: dict[str, Any],
     step: int,
     seconds: float,
 ) -> None:
     state = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "arguments": arguments,
         "step": step,
         "seconds": seconds,

@@ -1,0 +1,86 @@
+"""`pbsd render`, `pbsd doctor` and what a finished run folder holds, as a person would see them."""
+
+import json
+
+import pytest
+import yaml
+
+from pbsd.cli import main
+from pbsd.recipe import load_recipe
+
+
+def test_render_shows_both_prompts_with_ids_lengths_and_drops(recipe, capsys):
+    assert main(["render", str(recipe), "-n", "2", "--max_teacher_prompt_length", "10", "--overlong", "drop"]) == 0
+    out = capsys.readouterr().out
+    assert "row 0, student: 6 tokens, no budget" in out
+    assert "row 1, teacher: 11 tokens, budget 10 EXCEEDED" in out
+    assert "say b:" in out
+    assert "bbb" in out
+    assert "ids [" in out
+    assert "16 of 16 rows are over a prompt budget and would be dropped" in out
+    assert "row 2" not in out
+
+
+def test_render_shows_markup_as_it_is(recipe, capsys, tmp_path):
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"prompt": "[red]x[/red] [/b]", "answer": "x"}) + "\n")
+    assert main(["render", str(recipe)]) == 0
+    assert "[red]x[/red] [/b]" in capsys.readouterr().out
+
+
+def test_doctor_passes_a_sound_recipe(request, capsys):
+    recipe = request.config.rootpath / "recipes" / "quickstart.yaml"
+    assert main(["doctor", str(recipe), "--dataset_train_size", "64", "--dataset_test_size", "8"]) == 0
+    out = capsys.readouterr().out
+    for check in ("machine", "model", "data", "templates", "lengths", "stop tokens", "options", "one dry step"):
+        assert f"ok   {check}:" in out
+    assert "mend" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "/nowhere"], "could not be loaded"),
+        (["--dataset_name", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--max_completion_length", "2"], "100% of the student's completions hit max_completion_length"),
+        (["--teacher_prompt_template", "{{ prompt }}"], "does teacher_prompt_template use privileged_context?"),
+        (["--max_completion_length", "400"], "lower a budget"),
+        (["--dataset_test_split", "train"], "held-out prompts are also trained on"),
+        (["--pair_policy", "improving"], "no pair was kept"),
+        (["--reward_funcs", "os.path:joins"], "did you mean 'join'"),
+    ],
+)
+def test_doctor_names_the_mend(recipe, capsys, flags, words):
+    assert main(["doctor", str(recipe), *flags]) == 1
+    out = capsys.readouterr().out
+    assert words in out
+    assert "mend " in out
+
+
+def test_what_a_run_folder_holds(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe)]) == 0
+    folder = tmp_path / "run"
+    out = capsys.readouterr().out
+    assert "avg@2 at T = 1" in out
+    assert f"{folder}/" in out.replace("\n", "")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["accuracy"]["difference"].keys() == {"estimate", "low", "high"}
+    assert 0 <= summary["accuracy"]["before"] <= 1
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[-1]["tokens/generated_total"] == summary["generated_tokens"] > 0
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == sum(line["pairs/kept"] for line in metrics)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["initial_weights_sha256"]) == 64
+    assert manifest["rows"]["train"].items() >= {"used": 16, "dropped": 0}.items()
+    again, config = load_recipe(folder / "config.yaml")
+    assert (again.dataset_name, config.max_steps) == (str(tmp_path / "data"), 6)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["beta"] == config.beta
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
+def test_debug_shows_the_traceback(recipe):
+    with pytest.raises(ValueError, match="could not be loaded"):
+        main(["--debug", "train", str(recipe), "--model_name_or_path", "/nowhere"])

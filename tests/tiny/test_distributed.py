@@ -1,0 +1,62 @@
+"""`torchrun` with two processes takes the same step as one process with the same prompts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys; sys.path.insert(0, {tests!r})
+import json, os, torch
+torch.set_num_threads(1)
+from conftest import ROWS, build_tokenizer, contains_answer, tiny_model
+from transformers import PrinterCallback
+from pbsd import PBSDConfig, PBSDTrainer
+
+processes = int(os.environ.get("WORLD_SIZE", 1))
+tokenizer = build_tokenizer()
+trainer = PBSDTrainer(
+    tiny_model(tokenizer),
+    PBSDConfig(
+        output_dir={out!r}, max_steps=3, per_device_train_batch_size=4 // processes, max_completion_length=6,
+        num_generations=2, num_teacher_generations=2, num_generations_eval=2, learning_rate=1e-3, use_cpu=True,
+        save_strategy="no", disable_tqdm=True, pair_policy="oriented", keep_ties=True, teacher="ema",
+    ),
+    ROWS, ROWS[:5], contains_answer, tokenizer,
+)
+trainer.remove_callback(PrinterCallback)
+trainer.train()
+accuracy = trainer.measure_accuracy().to_json()
+if trainer.is_world_process_zero():
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = torch.cat([p.detach().flatten() for p in trainer.engine.student.parameters()]).tolist()
+    json.dump({{"logs": logs, "weights": weights, "accuracy": accuracy}}, open({out!r} + ".json", "w"))
+"""
+
+
+def run(tests, out, *launcher):
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT.format(tests=str(tests), out=str(out)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *launcher, str(script)], check=True, env=environment, capture_output=True)
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def test_two_processes_equal_one(tmp_path, request):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tests = request.config.rootpath / "tests"
+    one = run(tests, tmp_path / "one")
+    two = run(
+        tests, tmp_path / "two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)
+    )
+    assert two["weights"] == pytest.approx(one["weights"], abs=2e-6)
+    assert two["accuracy"] == one["accuracy"]
+    assert len(two["logs"]) == 3
+    for first, second in zip(one["logs"], two["logs"], strict=True):
+        for key in ("loss", "grad_norm", "reward/student", "pairs/kept", "pairs/margin", "tokens/generated_total"):
+            assert second[key] == pytest.approx(first[key], abs=1e-5), key
