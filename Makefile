@@ -14,6 +14,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/pbsd train recipes/quickstart.yaml
 
+smollm2: setup
+	$(BIN)/python scripts/prepare_smollm2.py
+	$(BIN)/pbsd train recipes/smollm2_bfcl.yaml --max_steps 3
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -74,12 +74,11 @@ class PBSDTrainer(MethodTrainer):
         eos_ids, pad_id = stop_and_pad_ids(student, tokenizer)
         renderer = make_renderer(tokenizer, args)
         required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
-        datasets = [
-            None
-            if rows is None
-            else PromptDataset.from_rows(rows, renderer, required=required, drop_overlong=args.overlong == "drop")
-            for rows in (train_dataset, eval_dataset)
-        ]
+
+        def prepare_rows(rows: Any) -> PromptDataset:
+            return PromptDataset.from_rows(rows, renderer, required=required, drop_overlong=args.overlong == "drop")
+
+        datasets = [None if rows is None else prepare_rows(rows) for rows in (train_dataset, eval_dataset)]
         if peft_config is not None:
             student = _add_adapter(student, peft_config)
         if args.disable_dropout:
@@ -115,6 +114,7 @@ class PBSDTrainer(MethodTrainer):
             method=PBSD(args, engine),
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
+            prepare_rows=prepare_rows,
             callbacks=callbacks,
             optimizers=optimizers,
         )

@@ -56,6 +56,7 @@ class MethodTrainer(Trainer):
         method: Method,
         train_dataset: PromptDataset | None,
         eval_dataset: PromptDataset | None,
+        prepare_rows: Callable[[Any], PromptDataset],
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -73,12 +74,14 @@ class MethodTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.engine = engine
         self.method = method
+        self.prepare_rows = prepare_rows
         self.generated_tokens = 0
         self.train_seconds = 0.0
         self.on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None
         self._metrics = Metrics()
         self._samples: list[dict[str, Any]] = []
         self._step_started = time.monotonic()
+        self._step_tokens = 0
         self._step_is_whole = False
         self.add_callback(_StepHooks(self))
         if engine.teacher is not None and engine.teacher.external is not None:
@@ -111,7 +114,7 @@ class MethodTrainer(Trainer):
         tokens = sum(len(rollout.completion_ids) for rollout in batch.rollouts)
         totals = torch.tensor([self.method.weight(batch), tokens], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
-        self.generated_tokens += int(tokens)
+        self._step_tokens = int(tokens)
         return batch.split(map(len, micro_batches)), weight
 
     def compute_loss(
@@ -163,9 +166,9 @@ class MethodTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measure_accuracy(self, eval_dataset: PromptDataset | None = None) -> Accuracy:
-        """The same with the counts of every problem."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+    def measure_accuracy(self, eval_dataset: Any = None) -> Accuracy:
+        """The same with the counts of every problem; of these rows, or of the trainer's `eval_dataset`."""
+        dataset = self.eval_dataset if eval_dataset is None else self.prepare_rows(eval_dataset)
         if dataset is None:
             raise ValueError("no eval_dataset: pass held-out rows to the trainer or to evaluate()")
         share = dataset.prompts[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -242,5 +245,6 @@ class _StepHooks(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.method.after_step(state.global_step)
+        self.trainer.generated_tokens += self.trainer._step_tokens
         self.trainer.train_seconds += time.monotonic() - self.trainer._step_started
         self.trainer._step_is_whole = True

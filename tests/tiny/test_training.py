@@ -167,6 +167,7 @@ def test_evaluation_during_training_and_best_checkpoint(make_trainer):
     assert len(evaluations) == 2
     assert evaluations[0]["eval_accuracy_low"] <= evaluations[0]["eval_accuracy"]
     assert trainer.state.best_model_checkpoint is not None
+    assert trainer.evaluate(ROWS[4:6])["eval_problems"] == 2
 
 
 def test_a_script_without_main_guard_and_several_rewards(tmp_path, config, tokenizer):

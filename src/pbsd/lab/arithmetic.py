@@ -56,7 +56,7 @@ def split_of(expression: str) -> str:
 
 
 def flawed_context(row: dict[str, str], rng: random.Random) -> str:
-    """The row's worked solution with one result wrong by at most 10; what follows builds on it, so the answer is wrong."""
+    """The row's worked solution with one result wrong by at most 10; the rest builds on it, so the answer is wrong."""
     steps = [int(number) for number in re.findall(r"[+-]?[0-9]+", row["prompt"])]
     while True:
         slips = {rng.randrange(len(steps) - 1): rng.choice((-1, 1)) * rng.randint(1, 10)}

@@ -58,8 +58,9 @@ def build_base(
 
     Cross-entropy on completions of the train split, for a fixed number of steps; a `teacher_share` of the examples
     shows the solution in the prompt. In a `flawed_share` of these the solution shown has a wrong step (the completion
-    never has), so that the teacher does not trust it blindly. The training order depends on `seed` and the step alone, so a build that is
-    interrupted and run again gives the same weights. A finished build with the same arguments is left as it is.
+    never has), so that the teacher does not trust it blindly. The training order depends on `seed` and the step alone,
+    so a build that is interrupted and run again gives the same weights. A finished build with the same arguments is
+    left as it is.
 
     Raises:
         ValueError: an argument out of range, or `out_dir` holds a build with other arguments.
