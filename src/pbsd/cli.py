@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
-        print(f"pbsd: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        mend = "; make room, then the same command with --resume goes on" if full else ""
+        print(f"pbsd: {error}{mend}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pbsd: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
@@ -53,7 +56,9 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     if args.command == "lab":
         from pbsd.lab import base_model
 
-        base_model.main(flags)
+        build = argparse.ArgumentParser(prog="pbsd lab build")
+        base_model.add_arguments(build)
+        base_model.run(build.parse_args(flags))
         return 0
 
     import datasets

@@ -109,6 +109,7 @@ class MethodTrainer(Trainer):
         if not prompts:
             return [], torch.zeros((), device=device)
         self._step_started = time.monotonic()
+        self._step_is_whole = True  # the step before: updated, logged and, where due, saved
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._metrics.merge(metrics)
         tokens = sum(len(rollout.completion_ids) for rollout in batch.rollouts)
@@ -235,7 +236,7 @@ class MethodTrainer(Trainer):
 
 
 class _StepHooks(TrainerCallback):
-    """Moves the method (its teacher) after the optimiser and before the step's checkpoint; marks whole steps."""
+    """Moves the method (its teacher) after the optimiser and before the step's checkpoint."""
 
     def __init__(self, trainer: MethodTrainer) -> None:
         self.trainer = trainer
@@ -247,4 +248,3 @@ class _StepHooks(TrainerCallback):
         self.trainer.method.after_step(state.global_step)
         self.trainer.generated_tokens += self.trainer._step_tokens
         self.trainer.train_seconds += time.monotonic() - self.trainer._step_started
-        self.trainer._step_is_whole = True

@@ -31,11 +31,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "logistic, oriented": {"loss_type": "logistic", "pair_policy": "oriented"},
     "bradley_terry, cross": {"loss_type": "bradley_terry"},
     "bradley_terry, union": {"loss_type": "bradley_terry", "pairing": "all"},
-    "squared, cross": {"loss_type": "squared"},
     "squared, union": {"loss_type": "squared", "pairing": "all"},
 }
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-BETAS = (0.03, 0.1, 0.3)
+LEARNING_RATES = (3e-4, 1e-3)
+BETAS = (0.1, 0.5)
 
 # The second stage, fixed before the first was read: the best (beta, learning rate) of every objective, on new seeds.
 FIRST_SEEDS, SECOND_SEEDS = (0,), (1, 2, 3)

@@ -1,5 +1,6 @@
 """Every kind of bad input gets one clear sentence with the place and the mend, and no run is lost."""
 
+import json
 import logging
 import math
 import os
@@ -181,6 +182,20 @@ def test_disk_full_at_the_last_save_says_how_to_go_on(make_trainer, tmp_path):
     with pytest.raises(OSError, match="run the same command with --resume"):
         trainer.train()
     assert (tmp_path / "run" / "checkpoint-1").is_dir()
+
+
+def test_disk_full_for_the_metrics_stops_with_a_resumable_run(recipe, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", str(recipe), "--max_steps", "2"]) == 0
+    (folder / "metrics.jsonl").rename(tmp_path / "kept.jsonl")
+    os.symlink("/dev/full", folder / "metrics.jsonl")
+    assert main(["train", str(recipe), "--resume"]) == 2
+    assert "make room, then the same command with --resume" in capsys.readouterr().err
+    (folder / "metrics.jsonl").unlink()
+    (tmp_path / "kept.jsonl").rename(folder / "metrics.jsonl")
+    assert main(["train", str(recipe), "--resume"]) == 0
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import ast
 import operator
+import random
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from jinja2 import Template
@@ -59,7 +61,7 @@ def test_split_sizes_are_the_whole_space():
 
 
 def test_every_problem_of_a_small_space_comes_exactly_once():
-    order = list(arithmetic._shuffled(500, arithmetic.random.Random(3)))
+    order = list(arithmetic._shuffled(500, random.Random(3)))
     assert sorted(order) == list(range(500))
     assert order != sorted(order)
 
@@ -114,6 +116,16 @@ def test_grading_is_exact(completion, outcome):
     assert found.score == (1.0 if outcome == "correct" else 0.0)
     assert found.reason
     assert reward(completions=[completion], answer=["85"], prompts=["unused"]) == [found.score]
+
+
+def test_a_flawed_context_has_one_wrong_equation_and_a_wrong_answer():
+    rng = random.Random(0)
+    for row in rows("train", 300):
+        context = arithmetic.flawed_context(row, rng)
+        equations = [equation.split("=") for equation in context.split(" #### ")[0].split()]
+        assert sum(str(evaluate(left)) != right for left, right in equations) == 1
+        assert all(re.match(r"\d+", left).group() == right for (_, right), (left, _) in pairwise(equations))
+        assert grade(context, row["answer"]).outcome == "wrong"
 
 
 def test_reward_refuses_columns_of_another_length():

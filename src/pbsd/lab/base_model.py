@@ -3,7 +3,9 @@
     python -m pbsd.lab.base_model --out DIR
 
 The base has to leave a student room to learn and a teacher something to teach: the student calculates and errs, the
-teacher mostly copies the solution it sees. An interrupted build continues when the command is repeated.
+teacher mostly copies the solution it sees. Calculating is learnt within some hundred steps, so the rates depend
+sharply on the step count, and another machine or torch version may end elsewhere: `build.json` says what was measured.
+An interrupted build continues when the command is repeated.
 """
 
 import argparse
@@ -28,12 +30,13 @@ __all__ = ["DEFAULTS", "add_arguments", "build_base", "build_tokenizer", "run"]
 
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
-    "steps": 700,
+    "steps": 500,
     "batch_size": 64,
     "learning_rate": 0.02,
     "teacher_share": 0.2,
     "flawed_share": 0.15,
-    "train_rows": 50_000,
+    "student_rows": 1500,
+    "teacher_rows": 50_000,
     "eval_samples": 2000,
 }
 
@@ -51,16 +54,18 @@ def build_base(
     learning_rate: float = DEFAULTS["learning_rate"],
     teacher_share: float = DEFAULTS["teacher_share"],
     flawed_share: float = DEFAULTS["flawed_share"],
-    train_rows: int = DEFAULTS["train_rows"],
+    student_rows: int = DEFAULTS["student_rows"],
+    teacher_rows: int = DEFAULTS["teacher_rows"],
     eval_samples: int = DEFAULTS["eval_samples"],
 ) -> dict[str, Any]:
     """Train the base from scratch; save model, tokenizer and `build.json` in `out_dir`; return what build.json says.
 
     Cross-entropy on completions of the train split, for a fixed number of steps; a `teacher_share` of the examples
     shows the solution in the prompt. In a `flawed_share` of these the solution shown has a wrong step (the completion
-    never has), so that the teacher does not trust it blindly. The training order depends on `seed` and the step alone,
-    so a build that is interrupted and run again gives the same weights. A finished build with the same arguments is
-    left as it is.
+    never has), so that the teacher does not trust it blindly. The other examples repeat only `student_rows` problems:
+    with few, more of the student's errors are facts it never saw and fewer are mere indecision in sampling. The
+    training order depends on `seed` and the step alone, so a build that is interrupted and run again gives the same
+    weights. A finished build with the same arguments is left as it is.
 
     Raises:
         ValueError: an argument out of range, or `out_dir` holds a build with other arguments.
@@ -72,7 +77,8 @@ def build_base(
         "learning_rate": learning_rate,
         "teacher_share": teacher_share,
         "flawed_share": flawed_share,
-        "train_rows": train_rows,
+        "student_rows": student_rows,
+        "teacher_rows": teacher_rows,
         "eval_samples": eval_samples,
     }
     _check(arguments)
@@ -107,7 +113,7 @@ def build_base(
 
 
 def _check(arguments: dict[str, Any]) -> None:
-    for name in ("steps", "batch_size", "train_rows", "eval_samples"):
+    for name in ("steps", "batch_size", "student_rows", "teacher_rows", "eval_samples"):
         if arguments[name] < 1:
             raise ValueError(f"{name} is {arguments[name]}: give at least 1")
     if not arguments["learning_rate"] > 0:
@@ -131,7 +137,8 @@ def _train(
 ) -> float:
     """Train in place, from the saved state where there is one; returns the seconds spent, earlier runs included."""
     # Another order than seed 0 of the task, so that users' first training rows are not the base's.
-    pool = arithmetic.rows("train", arguments["train_rows"], seed=1000 + arguments["seed"])
+    pool_size = max(arguments["student_rows"], arguments["teacher_rows"])
+    pool = arithmetic.rows("train", pool_size, seed=1000 + arguments["seed"])
     optimizers = _optimizers(model, arguments["learning_rate"])
     state_path, first, seconds = out_dir / _STATE, 0, 0.0
     if state_path.exists():
@@ -188,8 +195,8 @@ def _batch(
     rng = random.Random(f"{arguments['seed']}-{step}")
     prompts, completions = [], []
     for _ in range(arguments["batch_size"]):
-        row = rng.choice(pool)
         role: Role = "teacher" if rng.random() < arguments["teacher_share"] else "student"
+        row = pool[rng.randrange(arguments[f"{role}_rows"])]
         flawed = rng.random() < arguments["flawed_share"]
         context = arithmetic.flawed_context(row, rng) if flawed else row["privileged_context"]
         prompts.append(tokenizer.encode(role_prompt({**row, "privileged_context": context}, role)))
