@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from pbsd.api import PBSDTrainer
 from pbsd.config import PBSDConfig
 from pbsd.evaluate.accuracy import Accuracy, ProblemResult, paired_difference
+from pbsd.hub import push_model, write_model_card
 from pbsd.progress import ProgressBar, status
 from pbsd.recipe import RunArguments, dump_recipe
 from pbsd.trainer import METHOD_STATE, MethodTrainer
@@ -100,7 +102,8 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
         ValueError: something in the recipe, the model or the data does not fit.
         Stopped: SIGTERM came; a checkpoint was saved.
     """
-    trainer = build_trainer(run, config)
+    # transformers would push the run folder, training prompts and all; only the model is pushed, at the end.
+    trainer = build_trainer(run, replace(config, push_to_hub=False))
     folder = RunFolder(Path(config.output_dir or "runs/pbsd"))
     main = trainer.is_world_process_zero()
     if main:
@@ -124,11 +127,14 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
             f"stopped by SIGTERM after step {trainer.state.global_step}; the same command with --resume goes on"
         )
     trainer.save_model(str(folder.path / "model"))
-    trainer.create_model_card()
+    if main:
+        write_model_card(folder.path / "model", trainer)
     after = _measured(trainer, folder, "eval_after.json", "accuracy after training")
     summary = _summary(trainer, before, after)
     if main:
         folder.write("summary.json", summary)
+        if config.push_to_hub:
+            logger.warning("pushed to %s", push_model(folder.path / "model", config))
     return summary
 
 

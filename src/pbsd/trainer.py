@@ -24,8 +24,8 @@ from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.evaluate.accuracy import Accuracy, measure_accuracy
+from pbsd.hub import MODEL_CARD_TAGS, write_model_card
 from pbsd.methods.method import Method
-from pbsd.model_card import MODEL_CARD_TAGS, write_model_card
 from pbsd.records import Batch, Metrics, Prompt
 
 METHOD_STATE = "method_state.pt"

@@ -2,8 +2,8 @@
 
     python studies/defaults/run.py --shard 0/2 & python studies/defaults/run.py --shard 1/2 &
 
-Each run is 100 steps of 16 prompts x (4 + 4) samples from the packaged base model, so all runs generate about as many
-tokens. Resumable: a run that results.jsonl holds is not done again. `--table` prints the means.
+A step is 16 prompts x (4 + 4) samples of the packaged base model, so the runs of a stage generate about as many tokens.
+Resumable: a run that results.jsonl holds is not done again. `--table` prints what was found.
 """
 
 from __future__ import annotations
@@ -24,45 +24,43 @@ from pbsd.lab import arithmetic
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
+ORIENTED_UNION = {"pairing": "all", "pair_policy": "oriented"}
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "logistic, all (paper)": {"loss_type": "logistic"},
-    "logistic, correct": {"loss_type": "logistic", "pair_policy": "correct"},
-    "logistic, improving": {"loss_type": "logistic", "pair_policy": "improving"},
-    "logistic, oriented": {"loss_type": "logistic", "pair_policy": "oriented"},
+    "logistic, cross (paper)": {"loss_type": "logistic"},
+    "logistic, cross, oriented": {"loss_type": "logistic", "pair_policy": "oriented"},
+    "logistic, union, oriented": {"loss_type": "logistic", **ORIENTED_UNION},
     "bradley_terry, cross": {"loss_type": "bradley_terry"},
     "bradley_terry, union": {"loss_type": "bradley_terry", "pairing": "all"},
     "squared, union": {"loss_type": "squared", "pairing": "all"},
+    "bradley_terry, union, oriented, nll 1": {"loss_type": "bradley_terry", **ORIENTED_UNION, "nll_coef": 1.0},
+    "logistic, union, oriented, nll 1": {"loss_type": "logistic", **ORIENTED_UNION, "nll_coef": 1.0},
 }
-LEARNING_RATES = (3e-4, 1e-3)
-BETAS = (0.1, 0.5)
-
-# The second stage, fixed before the first was read: the best (beta, learning rate) of every objective, on new seeds.
-FIRST_SEEDS, SECOND_SEEDS = (0,), (1, 2, 3)
+BETA = 0.1
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+FIRST = {"seeds": (0,), "steps": 100}
+# The second stage, fixed before the first was read: every objective at its best learning rate, new seeds, longer.
+SECOND = {"seeds": (1, 2), "steps": 200}
 
 
 def runs(stage: int, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    grid = [
-        {"objective": name, "beta": beta, "learning_rate": rate, "seed": seed}
-        for name, beta, rate, seed in itertools.product(OBJECTIVES, BETAS, LEARNING_RATES, FIRST_SEEDS)
-    ]
     if stage == 1:
-        return grid
+        grid = itertools.product(LEARNING_RATES, OBJECTIVES, FIRST["seeds"])
+        return [{"objective": o, "learning_rate": r, "seed": s, "steps": FIRST["steps"]} for r, o, s in grid]
     second = []
-    for name in OBJECTIVES:
-        tried = [run for run in done if run["objective"] == name and run["seed"] in FIRST_SEEDS]
-        best = max(tried, key=lambda run: run["difference"]["estimate"])
-        second += [{"objective": name, "beta": best["beta"], "learning_rate": best["learning_rate"], "seed": seed}
-                   for seed in SECOND_SEEDS]  # fmt: skip
+    for name, seed in itertools.product(OBJECTIVES, SECOND["seeds"]):
+        tried = [run for run in done if run["objective"] == name and run["steps"] == FIRST["steps"]]
+        best = max(tried, key=lambda run: run["difference"]["estimate"])["learning_rate"]
+        second.append({"objective": name, "learning_rate": best, "seed": seed, "steps": SECOND["steps"]})
     return second
 
 
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = PBSDConfig(
-            output_dir=folder, max_steps=100, per_device_train_batch_size=16, num_generations=4,
+            output_dir=folder, max_steps=run["steps"], per_device_train_batch_size=16, num_generations=4,
             num_teacher_generations=4, max_completion_length=40, generation_batch_size=128, save_strategy="no",
             use_cpu=True, disable_tqdm=True, teacher_prompt_template=arithmetic.TEACHER_TEMPLATE,
-            beta=run["beta"], learning_rate=run["learning_rate"], seed=run["seed"], **OBJECTIVES[run["objective"]],
+            beta=BETA, learning_rate=run["learning_rate"], seed=run["seed"], **OBJECTIVES[run["objective"]],
         )  # fmt: skip
         trainer = PBSDTrainer(
             "lab/arithmetic-0.2m", args, arithmetic.rows("train", 4000), arithmetic.rows("validation", 200),
@@ -88,19 +86,19 @@ def read() -> list[dict[str, Any]]:
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
-    return run["objective"], run["beta"], run["learning_rate"], run["seed"]
+    return run["objective"], run["learning_rate"], run["seed"], run["steps"]
 
 
 def table(done: list[dict[str, Any]]) -> None:
+    """Accuracy at T = 1 (greedy) after training: the first stage by learning rate, the second by seed."""
     for name in OBJECTIVES:
-        first = [run for run in done if run["objective"] == name and run["seed"] in FIRST_SEEDS]
-        second = [run for run in done if run["objective"] == name and run["seed"] in SECOND_SEEDS]
-        grid = "  ".join(
-            f"{run['after']:.3f}" for run in sorted(first, key=lambda run: (run["beta"], run["learning_rate"]))
-        )
-        new = " ".join(f"{run['after']:.3f}" for run in sorted(second, key=key))
-        chosen = f"beta {second[0]['beta']:g}, lr {second[0]['learning_rate']:g}: {new}" if second else ""
-        print(f"{name:24}{grid}   {chosen}")
+        mine = sorted((run for run in done if run["objective"] == name), key=key)
+        shown = {
+            steps: "  ".join(f"{run['after']:.3f} ({run['greedy_after']:.3f})" for run in mine if run["steps"] == steps)
+            for steps in (FIRST["steps"], SECOND["steps"])
+        }
+        chosen = next((f"lr {run['learning_rate']:g}: " for run in mine if run["steps"] == SECOND["steps"]), "")
+        print(f"{name:40}{shown[FIRST['steps']]}   {chosen}{shown[SECOND['steps']]}")
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """`pbsd render`, `pbsd doctor` and what a finished run folder holds, as a person would see them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 from pbsd.cli import main
 from pbsd.recipe import load_recipe
@@ -79,6 +81,18 @@ def test_what_a_run_folder_holds(recipe, tmp_path, capsys):
     assert yaml.safe_load((folder / "config.yaml").read_text())["beta"] == config.beta
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert (folder / "model" / "model.safetensors").is_file()
+
+
+def test_only_the_model_is_pushed(recipe, tmp_path, monkeypatch):
+    """The run folder holds training prompts; what goes to the hub is the model's folder, card included."""
+    pushed = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=f"me/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: pushed.append(options))
+    assert main(["train", str(recipe), "--max_steps", "1", "--push_to_hub", "--hub_model_id", "mine"]) == 0
+    assert [(push["repo_id"], push["folder_path"]) for push in pushed] == [("me/mine", tmp_path / "run" / "model")]
+    names = {path.name for path in (tmp_path / "run" / "model").iterdir()}
+    assert {"README.md", "model.safetensors", "tokenizer.json"} <= names
+    assert not names & {"samples.jsonl", "metrics.jsonl"}
 
 
 def test_debug_shows_the_traceback(recipe):

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
     "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
-    "data", "engine", "evaluate", "methods", "model_card", "trainer", "api", "recipe", "progress", "run",
+    "data", "engine", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress", "run",
     "inspect_recipe", "cli",
 ]  # fmt: skip
 

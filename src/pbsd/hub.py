@@ -1,4 +1,4 @@
-"""The model card that is pushed to the hub with a trained model."""
+"""The model card of a trained model, and its way to the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from transformers import TrainingArguments
 
 MODEL_CARD_TAGS = ["pbsd", "self-distillation"]
 
@@ -32,6 +33,18 @@ samples and the model's own.
 {citation}
 ```
 """
+
+
+def push_model(folder: Path, args: TrainingArguments) -> str:
+    """Upload a model folder, and nothing else of its run, under `hub_model_id` (or the run folder's name).
+
+    Returns the repository's id. A run folder also holds samples.jsonl, with the training prompts: it stays here.
+    """
+    api = HfApi(token=args.hub_token)
+    name = args.hub_model_id or Path(args.output_dir or ".").name
+    repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Post-trained by PBSD")
+    return repository
 
 
 def write_model_card(folder: Path, trainer: Any) -> None:
