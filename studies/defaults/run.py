@@ -2,8 +2,8 @@
 
     python studies/defaults/run.py --shard 0/2 & python studies/defaults/run.py --shard 1/2 &
 
-A step is 16 prompts x (4 + 4) samples of the packaged base model, so the runs of a stage generate about as many tokens.
-Resumable: a run that results.jsonl holds is not done again. `--table` prints what was found.
+A run is 200 steps with warm-up and cosine decay; a step is 16 prompts x (4 + 4) samples of the packaged base model, so
+all runs generate about as many tokens. Resumable: a run that results.jsonl holds is not done again. `--table` prints them.
 """
 
 from __future__ import annotations
@@ -36,29 +36,28 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "logistic, union, oriented, nll 1": {"loss_type": "logistic", **ORIENTED_UNION, "nll_coef": 1.0},
 }
 BETA = 0.1
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
-FIRST = {"seeds": (0,), "steps": 100}
-# The second stage, fixed before the first was read: every objective at its best learning rate, new seeds, longer.
-SECOND = {"seeds": (1, 2), "steps": 200}
+LEARNING_RATES = (3e-4, 1e-3)
+FIRST_SEEDS, SECOND_SEEDS = (0,), (1, 2)
+# The second stage was fixed before the first was read: every objective at its best learning rate, on new seeds.
 
 
 def runs(stage: int, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if stage == 1:
-        grid = itertools.product(LEARNING_RATES, OBJECTIVES, FIRST["seeds"])
-        return [{"objective": o, "learning_rate": r, "seed": s, "steps": FIRST["steps"]} for r, o, s in grid]
+        grid = itertools.product(LEARNING_RATES, OBJECTIVES, FIRST_SEEDS)
+        return [{"objective": name, "learning_rate": rate, "seed": seed} for rate, name, seed in grid]
     second = []
-    for name, seed in itertools.product(OBJECTIVES, SECOND["seeds"]):
-        tried = [run for run in done if run["objective"] == name and run["steps"] == FIRST["steps"]]
+    for seed, name in itertools.product(SECOND_SEEDS, OBJECTIVES):
+        tried = [run for run in done if run["objective"] == name and run["seed"] in FIRST_SEEDS]
         best = max(tried, key=lambda run: run["difference"]["estimate"])["learning_rate"]
-        second.append({"objective": name, "learning_rate": best, "seed": seed, "steps": SECOND["steps"]})
+        second.append({"objective": name, "learning_rate": best, "seed": seed})
     return second
 
 
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = PBSDConfig(
-            output_dir=folder, max_steps=run["steps"], per_device_train_batch_size=16, num_generations=4,
-            num_teacher_generations=4, max_completion_length=40, generation_batch_size=128, save_strategy="no",
+            output_dir=folder, max_steps=200, warmup_steps=20, lr_scheduler_type="cosine",
+            per_device_train_batch_size=16, num_generations=4, num_teacher_generations=4, max_completion_length=40, generation_batch_size=128, save_strategy="no",
             use_cpu=True, disable_tqdm=True, teacher_prompt_template=arithmetic.TEACHER_TEMPLATE,
             beta=BETA, learning_rate=run["learning_rate"], seed=run["seed"], **OBJECTIVES[run["objective"]],
         )  # fmt: skip
@@ -86,19 +85,19 @@ def read() -> list[dict[str, Any]]:
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
-    return run["objective"], run["learning_rate"], run["seed"], run["steps"]
+    return run["objective"], run["learning_rate"], run["seed"]
 
 
 def table(done: list[dict[str, Any]]) -> None:
     """Accuracy at T = 1 (greedy) after training: the first stage by learning rate, the second by seed."""
     for name in OBJECTIVES:
         mine = sorted((run for run in done if run["objective"] == name), key=key)
-        shown = {
-            steps: "  ".join(f"{run['after']:.3f} ({run['greedy_after']:.3f})" for run in mine if run["steps"] == steps)
-            for steps in (FIRST["steps"], SECOND["steps"])
-        }
-        chosen = next((f"lr {run['learning_rate']:g}: " for run in mine if run["steps"] == SECOND["steps"]), "")
-        print(f"{name:40}{shown[FIRST['steps']]}   {chosen}{shown[SECOND['steps']]}")
+        first, second = (
+            "  ".join(f"{run['after']:.3f} ({run['greedy_after']:.3f})" for run in mine if run["seed"] in seeds)
+            for seeds in (FIRST_SEEDS, SECOND_SEEDS)
+        )
+        chosen = next((f"lr {run['learning_rate']:g}: " for run in mine if run["seed"] in SECOND_SEEDS), "")
+        print(f"{name:40}{first}   {chosen}{second}")
 
 
 def main() -> None:
