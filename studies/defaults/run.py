@@ -3,7 +3,8 @@
     python studies/defaults/run.py --shard 0/2 & python studies/defaults/run.py --shard 1/2 &
 
 A run is 200 steps with warm-up and cosine decay; a step is 16 prompts x (4 + 4) samples of the packaged base model, so
-all runs generate about as many tokens. Resumable: a run that results.jsonl holds is not done again. `--table` prints them.
+all runs generate about as many tokens. Resumable: a run that results.jsonl holds is not done again. `--table` prints
+what was found.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def runs(stage: int, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = PBSDConfig(
-            output_dir=folder, max_steps=200, warmup_steps=20, lr_scheduler_type="cosine",
-            per_device_train_batch_size=16, num_generations=4, num_teacher_generations=4, max_completion_length=40, generation_batch_size=128, save_strategy="no",
+            output_dir=folder, max_steps=200, warmup_steps=20, lr_scheduler_type="cosine", save_strategy="no",
+            per_device_train_batch_size=16, num_generations=4, num_teacher_generations=4,
+            max_completion_length=40, generation_batch_size=128,
             use_cpu=True, disable_tqdm=True, teacher_prompt_template=arithmetic.TEACHER_TEMPLATE,
             beta=BETA, learning_rate=run["learning_rate"], seed=run["seed"], **OBJECTIVES[run["objective"]],
         )  # fmt: skip
