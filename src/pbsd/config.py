@@ -119,20 +119,21 @@ class RolloutConfig(TrainingArguments):
 class PBSDConfig(RolloutConfig):
     """Options of Preference-Based Self-Distillation (arXiv 2605.05040; mathematics in docs/paper_map.md).
 
-    The target is P* proportional to T exp(reward_scale * r / beta). Defaults that the paper does not fix are ours,
-    chosen in the lab (docs/log.md).
+    The target is P* proportional to T exp(reward_scale * r / beta). The default objective is ours, chosen in the lab
+    (studies/defaults, docs/log.md): the paper's loss on pairs of the union that the rewards put in order, with a
+    likelihood anchor. The paper's own is loss_type="logistic", pairing="cross", pair_policy="all", nll_coef=0.
     """
 
     beta: float = _option(0.1, "Strength of the pull to the teacher; the tilt is reward_scale / beta.")
-    loss_type: PreferenceLoss = _option("bradley_terry", "Pair loss: logistic (the paper's), bradley_terry or squared.")
+    loss_type: PreferenceLoss = _option("logistic", "Pair loss: logistic (the paper's), bradley_terry or squared.")
     reward_scale: float = _option(1.0, "eta: multiplies the reward inside the loss.")
     label_smoothing: float = _option(0.0, "Probability that a preference label is wrong, below 1/2.")
     nll_coef: float = _option(
-        0.0, "Weight of an anchor: mean negative log-likelihood per token of the chosen completion."
+        1.0, "Weight of an anchor: mean negative log-likelihood per token of the chosen completion."
     )
     num_teacher_generations: int = _option(4, "Teacher completions per prompt (K_T).")
-    pairing: Pairing = _option("cross", "cross: teacher against student samples; all: every two of the union.")
-    pair_policy: PairPolicy = _option("all", "Which pairs stay: all (the paper), correct, improving or oriented.")
+    pairing: Pairing = _option("all", "cross: teacher against student samples; all: every two of the union.")
+    pair_policy: PairPolicy = _option("oriented", "Which pairs stay: all (the paper), correct, improving or oriented.")
     keep_ties: bool = _option(False, "oriented: keep pairs of equal reward with label 1/2 instead of dropping them.")
 
     teacher: TeacherKind = _option("initial", "Weights of the teacher: initial, live, ema, refreshed or external.")

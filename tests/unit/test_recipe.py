@@ -92,4 +92,4 @@ def test_missing_file_missing_key_and_broken_yaml(tmp_path):
 
 def test_moving_teacher_without_labels_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="feedback loop"):
-        PBSDConfig(output_dir=str(tmp_path), use_cpu=True, teacher="live", loss_type="logistic")
+        PBSDConfig(output_dir=str(tmp_path), use_cpu=True, teacher="live", loss_type="logistic", pair_policy="all")
