@@ -36,6 +36,7 @@ class RunArguments:
     dataset_train_size: int | None = _option(None, "Use so many training rows; null: all.")
     dataset_test_size: int | None = _option(None, "Use so many held-out rows; null: all.")
     dataset_seed: int = _option(0, "Seed of a generated dataset.")
+    num_threads: int | None = _option(None, "CPU threads of torch; null: its own choice. For tiny models 1 is fastest.")
     use_peft: bool = _option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = _option(16, "LoRA rank.")
     lora_alpha: int = _option(32, "LoRA alpha.")

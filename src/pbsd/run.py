@@ -140,6 +140,8 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
 
 def build_trainer(run: RunArguments, config: PBSDConfig) -> PBSDTrainer:
     """The recipe's trainer, with our progress bar in place of transformers'."""
+    if run.num_threads is not None:
+        torch.set_num_threads(run.num_threads)
     trainer = PBSDTrainer(
         model=run.model_name_or_path,
         args=config,
