@@ -1,5 +1,5 @@
-"""PBSD's `collect` and `loss` against slow definitions: who is sampled and scored under which prompt and weights, and the
-loss recomputed pair by pair with the standard library."""
+"""PBSD's `collect` and `loss` against slow definitions: who is sampled and scored under which prompt and weights, and
+the loss recomputed pair by pair with the standard library."""
 
 import math
 
