@@ -86,11 +86,15 @@ class PBSDTrainer(MethodTrainer):
         if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
             # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
             student.enable_input_require_grads()
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
         teacher = Teacher(
             args.teacher,
             student,
             external=load_external_teacher(args, tokenizer) if args.teacher_model else None,
-            adapter_is_new=getattr(peft_config, "init_lora_weights", False) is True,
+            # Trained biases would stay when the adapter is switched off.
+            adapter_is_new=getattr(peft_config, "init_lora_weights", False) is True
+            and getattr(peft_config, "bias", "none") == "none",
             ema_decay=args.ema_decay,
             refresh_steps=args.teacher_refresh_steps,
             refresh_margin=args.teacher_refresh_margin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
@@ -87,6 +88,8 @@ class RolloutConfig(TrainingArguments):
     eval_seed: int = _option(1234, "Seed of evaluation samples, the same before and after training.")
 
     def __post_init__(self) -> None:
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "accuracy", True
         super().__post_init__()
         for name, options in _choices(type(self)).items():
             if getattr(self, name) not in options:
@@ -146,8 +149,12 @@ class PBSDConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise ValueError(f"beta must be positive, got {self.beta}")
+        if not (math.isfinite(self.reward_scale) and 0 <= self.nll_coef < math.inf):
+            raise ValueError(
+                f"reward_scale must be finite and nll_coef at least 0, got {self.reward_scale} and {self.nll_coef}"
+            )
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must lie in [0, 1/2), got {self.label_smoothing}")
         if not 0 <= self.ema_decay <= 1:

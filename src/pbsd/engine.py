@@ -82,8 +82,16 @@ class Engine:
             completion_ids=[list(rollout.completion_ids) for rollout in rollouts],
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
         )
-        graded = [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, scores.total, strict=True)]
+        graded = [
+            replace(rollout, reward=reward, correct=self._is_correct(first.score))
+            for rollout, reward, first in zip(
+                rollouts, scores.total, next(iter(scores.by_function.values())), strict=True
+            )
+        ]
         return graded, scores
+
+    def _is_correct(self, score: float | None) -> bool | None:
+        return None if score is None else score >= self.args.success_threshold
 
     def score_teacher(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with the teacher's log-probabilities of their tokens, under the teacher's prompt."""

@@ -19,7 +19,6 @@ def make_pairs(
     pairing: Pairing,
     pair_policy: PairPolicy,
     needs_rewards: bool,
-    success_threshold: float = 1.0,
     keep_ties: bool = False,
 ) -> tuple[list[Pair], Counter[str]]:
     """Pairs among the rollouts of a batch; only rollouts of the same prompt are paired.
@@ -29,7 +28,7 @@ def make_pairs(
     `pair_policy` says which stay:
 
     - `all`: every one (the paper's).
-    - `correct`: chosen reaches `success_threshold`.
+    - `correct`: chosen is correct by the first reward function.
     - `improving`: reward of chosen above reward of rejected.
     - `oriented`: turned round when the rejected one has the higher reward; ties go, or with `keep_ties` stay with
       label 1/2.
@@ -55,7 +54,7 @@ def make_pairs(
         tie = gap == 0 and (pair_policy == "oriented" or (same_role and not needs_rewards))
         if tie and not keep_ties:
             counts["dropped_tie"] += 1
-        elif pair_policy == "correct" and not _reaches(rollouts[chosen].reward, success_threshold):
+        elif pair_policy == "correct" and not rollouts[chosen].correct:
             counts["dropped_incorrect"] += 1
         elif pair_policy == "improving" and (abs(gap) if swap else gap) <= 0:
             counts["dropped_not_improving"] += 1
@@ -76,7 +75,3 @@ def _candidates(rollouts: Sequence[Rollout], pairing: Pairing) -> Iterator[tuple
             yield from product(teacher, student)
         else:
             yield from combinations(teacher + student, 2)
-
-
-def _reaches(reward: float | None, threshold: float) -> bool:
-    return reward is not None and reward >= threshold

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -49,6 +49,11 @@ class RunArguments:
         size = self.dataset_train_size if part == "train" else self.dataset_test_size
         if split is None:
             return None
+        if part == "test" and Path(self.dataset_name).is_file():
+            raise RecipeError(
+                f"dataset {self.dataset_name!r} is one file, which is trained on, so it has no held-out rows: give a "
+                "folder with train.jsonl and test.jsonl, or dataset_test_split: null"
+            )
         return load_rows(self.dataset_name, split=split, size=size, config=self.dataset_config, seed=self.dataset_seed)
 
     def rewards(self) -> list[Any]:
@@ -97,6 +102,12 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArgumen
         run, config = parser.parse_args_into_dataclasses(args=[*words, *flags], look_for_args_file=False)
     except (RecipeError, ValueError) as error:
         raise RecipeError(f"{path}: {error}") from error
+    given = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
+    for part in (run, config):
+        hints = get_type_hints(type(part))
+        for key in values.keys() & {option.name for option in fields(part)} - given:
+            if values[key] is None and type(None) in get_args(hints[key]):
+                setattr(part, key, None)  # the command line has no word for null
     return run, config
 
 
@@ -105,12 +116,7 @@ def dump_recipe(run: RunArguments, config: PBSDConfig) -> str:
     options = config.to_dict()
     values = {option.name: getattr(run, option.name) for option in fields(run)}
     for option in fields(config):
-        if (
-            option.init
-            and not option.name.endswith("_token")
-            and (value := options.get(option.name)) is not None
-            and value != {}
-        ):
+        if option.init and not option.name.endswith("_token") and (value := options.get(option.name)) != {}:
             values[option.name] = value
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

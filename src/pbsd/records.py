@@ -48,6 +48,7 @@ class Rollout:
         finished: whether a stop token ended it (False: the length limit did).
         sampler_logprobs: per token, from the generator, at temperature 1 and without truncation.
         reward: weighted sum of the reward functions; None when it could not be judged.
+        correct: whether the first reward function gives at least `success_threshold`; None when it cannot be judged.
         teacher_logprobs: per token under the teacher and its prompt; empty until scored.
     """
 
@@ -58,6 +59,7 @@ class Rollout:
     finished: bool
     sampler_logprobs: tuple[float, ...]
     reward: float | None = None
+    correct: bool | None = None
     teacher_logprobs: tuple[float, ...] = ()
 
     @property

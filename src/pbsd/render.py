@@ -92,9 +92,12 @@ class Renderer:
                 f"row {index}: the prompt is a chat but the tokenizer has no chat template: set "
                 "tokenizer.chat_template, use an instruction-tuned model, or give `prompt` as plain text"
             )
-        text = self.tokenizer.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+        except jinja2.TemplateError as error:
+            raise RowError(f"row {index}: the chat template refuses the prompt: {error}") from error
         assert isinstance(text, str)
         return text + prefix
 

@@ -38,6 +38,14 @@ from pbsd.trainer import METHOD_STATE, MethodTrainer
 logger = logging.getLogger(__name__)
 
 
+_MAY_CHANGE = (
+    "max_steps", "num_train_epochs", "output_dir", "logging_", "save_", "eval_s", "eval_on", "report_to", "run_name",
+    "disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_num_workers", "generation_batch_size",
+    "scoring_batch_tokens", "reward_timeout", "reward_workers", "resume_from_checkpoint", "do_",
+)  # fmt: skip
+"""Beginnings of the options that a resumed run may have otherwise."""
+
+
 class Stopped(Exception):
     """Training was stopped by SIGTERM after saving; the run can be resumed."""
 
@@ -106,17 +114,17 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
     trainer = build_trainer(run, replace(config, push_to_hub=False))
     folder = RunFolder(Path(config.output_dir or "runs/pbsd"))
     main = trainer.is_world_process_zero()
-    if main:
-        folder.start(resume=resume)
-        folder.write("config.yaml", dump_recipe(run, config))
-    trainer.accelerator.wait_for_everyone()
     checkpoint = folder.newest_checkpoint() if resume else None
+    # Before anything of an earlier run is touched: refuse to resume something else.
     made_of = manifest(trainer, folder.read("manifest.json") if resume else None, checkpoint)
     trainer.accelerator.wait_for_everyone()
     if main:
+        folder.start(resume=resume)
+        folder.write("config.yaml", dump_recipe(run, config))
         folder.write("manifest.json", made_of)
+    trainer.accelerator.wait_for_everyone()
 
-    before = _measured(trainer, folder, "eval_before.json", "accuracy before training")
+    before = _measured(trainer, folder, "eval_before.json", "accuracy before training", step=0)
     trainer.add_callback(RunLog(folder))
     trainer.on_samples = lambda step, samples: folder.append("samples.jsonl", [{"step": step, **s} for s in samples])
     with stop_on_sigterm() as stop:
@@ -129,7 +137,7 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
     trainer.save_model(str(folder.path / "model"))
     if main:
         write_model_card(folder.path / "model", trainer)
-    after = _measured(trainer, folder, "eval_after.json", "accuracy after training")
+    after = _measured(trainer, folder, "eval_after.json", "accuracy after training", step=trainer.state.global_step)
     summary = _summary(trainer, before, after)
     if main:
         folder.write("summary.json", summary)
@@ -213,7 +221,6 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "processes": trainer.accelerator.num_processes,
         "versions": {
             name: importlib.metadata.version(name)
             for name in ("pbsd", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
@@ -223,6 +230,8 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
     assert isinstance(args, PBSDConfig)
     made_of = {
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
+        "processes": trainer.accelerator.num_processes,
+        "options": {key: value for key, value in args.to_dict().items() if not key.startswith(_MAY_CHANGE)},
         "initial_weights_sha256": weights_hash(trainer.engine.student),
         "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
         "chat_template_sha256": _sha256(str(trainer.engine.tokenizer.chat_template or "")),
@@ -232,7 +241,11 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
             if dataset is not None
         },
     }
-    changed = [name for name, value in made_of.items() if earlier is not None and earlier[name] != value]
+    made_of = json.loads(json.dumps(made_of, default=str))  # as it is read back
+    changed = [name for name, value in made_of.items() if earlier is not None and earlier.get(name) != value]
+    if earlier is not None and "options" in changed:
+        old, new = earlier.get("options", {}), made_of["options"]
+        changed += sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         raise ValueError(
             f"{args.output_dir}: the run to be resumed began with other {', '.join(changed)} than this command gives: "
@@ -250,16 +263,16 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _measured(trainer: MethodTrainer, folder: RunFolder, name: str, what: str) -> Accuracy | None:
-    """Measure accuracy, or read the measurement that an earlier session of this run has finished."""
+def _measured(trainer: MethodTrainer, folder: RunFolder, name: str, what: str, *, step: int) -> Accuracy | None:
+    """Measure accuracy, or read what an earlier session of this run has measured after the same step."""
     if trainer.eval_dataset is None:
         return None
-    if (done := folder.read(name)) is not None:
+    if (done := folder.read(name)) is not None and done["step"] == step:
         return Accuracy.from_json(done["problems"])
     with status(f"measuring {what}", enabled=trainer.is_world_process_zero() and not trainer.args.disable_tqdm):
         accuracy = trainer.measure_accuracy()
     if trainer.is_world_process_zero():
-        folder.write(name, {**accuracy.metrics("eval"), "problems": accuracy.to_json()})
+        folder.write(name, {"step": step, **accuracy.metrics("eval"), "problems": accuracy.to_json()})
     return accuracy
 
 
@@ -312,12 +325,12 @@ def _cut_after_step(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8").split("\n")[:-1]:  # other line separators may stand in the text
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):
-            break  # a line that a kill cut short; nothing whole follows it
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: a line is not a JSON record ({line[:60]!r}): mend or remove it") from error
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
     os.replace(temporary, path)

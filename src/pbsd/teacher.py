@@ -94,13 +94,19 @@ class Teacher:
                     with self.student.disable_adapter():  # type: ignore[operator]
                         yield self.student
                 else:
-                    self._swap()
-                    try:
+                    with self._weights_in_place():
                         yield self.student
-                    finally:
-                        self._swap()
         finally:
             self.student.train(was_training)
+
+    def to_student_device(self) -> None:
+        """Follow the student (or, an external teacher, its device) once it has been placed."""
+        device = next(self.student.parameters()).device
+        if self.external is not None:
+            self.external.to(device)
+        for name, parameter in self._trainable():
+            if name in self.weights:
+                self.weights[name] = self.weights[name].to(parameter.device)
 
     def observe(self, student_rewards: list[float], teacher_rewards: list[float]) -> None:
         """Rewards of a step's samples, over all processes: what the refresh rule is decided on."""
@@ -156,8 +162,16 @@ class Teacher:
     def _copy_of_student(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self._trainable()}
 
-    def _swap(self) -> None:
-        """Exchange the values behind the student's trainable parameters with the teacher's (pointers, no copy)."""
-        if self.weights:
-            for name, parameter in self._trainable():
-                parameter.data, self.weights[name] = self.weights[name], parameter.data
+    @contextmanager
+    def _weights_in_place(self) -> Iterator[None]:
+        """Point the student's trainable parameters at the teacher's values (no copy), and back at their own, whatever
+        interrupts the block or the change itself."""
+        own = [(parameter, parameter.data) for _, parameter in self._trainable()]
+        try:
+            if self.weights:
+                for name, parameter in self._trainable():
+                    parameter.data = self.weights[name]
+            yield
+        finally:
+            for parameter, data in own:
+                parameter.data = data

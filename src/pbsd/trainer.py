@@ -84,8 +84,8 @@ class MethodTrainer(Trainer):
         self._step_tokens = 0
         self._step_is_whole = False
         self.add_callback(_StepHooks(self))
-        if engine.teacher is not None and engine.teacher.external is not None:
-            engine.teacher.external.to(self.accelerator.device)
+        if engine.teacher is not None:
+            engine.teacher.to_student_device()
         if isinstance(self.model, PreTrainedModel):
             self.model.add_model_tags(self._tag_names)
 
@@ -126,6 +126,11 @@ class MethodTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         loss_sum, metrics, samples = self.method.loss(model, inputs)
+        if not torch.isfinite(loss_sum):
+            raise ValueError(
+                f"step {self.state.global_step + 1}: the loss is {loss_sum.item()}: weights or scores are no "
+                "longer finite. Lower learning_rate or raise beta, and go on from the last checkpoint"
+            )
         self._metrics.merge(metrics)
         self._samples += samples
         assert num_items_in_batch is not None, "the weight of the step is set by get_batch_samples"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pbsd.cli import main
-from pbsd.run import RunFolder
+from pbsd.run import RunFolder, _cut_after_step
 
 # The reward function sends its own process a signal at a chosen call: call 0 is the evaluation before training, call n
 # the n-th step, so the moment does not depend on how fast the machine is.
@@ -127,8 +127,28 @@ def test_resuming_something_else_is_refused(command, tmp_path, capsys):
     assert command("run", "--max_steps", "2") == 0
     assert command("run", "--resume", "--dataset_train_size", "8") == 2
     assert "began with other rows than this command gives" in capsys.readouterr().err
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    assert command("run", "--resume", "--max_steps", "2", "--beta", "5") == 2
+    assert "began with other options, beta than" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_can_be_taken_further_and_is_measured_again(command, tmp_path):
+    assert command("run", "--max_steps", "2") == 0
     assert command("run", "--resume", "--max_steps", "4") == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "run" / "eval_after.json").read_text())["step"] == 4
+
+
+def test_line_separators_in_the_text_do_not_cost_samples(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    folder.append("samples.jsonl", [{"step": step, "text": "a\u2028b\x85c"} for step in (1, 2, 3)])
+    with (tmp_path / "run" / "samples.jsonl").open("a") as file:
+        file.write('{"step": 4, "te')
+    _cut_after_step(tmp_path / "run" / "samples.jsonl", 2)
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().split("\n")
+    assert [json.loads(line)["step"] for line in lines[:-1]] == [1, 2]
 
 
 def test_a_second_run_moves_the_first_aside(command, tmp_path, caplog):

@@ -148,6 +148,35 @@ def test_external_teacher(make_trainer, tokenizer, tmp_path):
     assert not any(p.requires_grad for p in other.values())
 
 
+def always_zero(completions, **_):
+    return [0.0] * len(completions)
+
+
+def always_one(completions, **_):
+    return [1.0] * len(completions)
+
+
+def test_correct_is_what_the_first_reward_function_says(make_trainer):
+    """The second function's points lift the total over the threshold, not the answer to a correct one."""
+    trainer = make_trainer(rewards=[always_zero, always_one], pair_policy="correct", max_steps=1)
+    trainer.train()
+    entry = logs(trainer)[0]
+    assert (entry["reward/teacher"], entry["pairs/kept"], entry["pairs/dropped_incorrect"]) == (1.0, 0, 16)
+
+
+def test_a_bias_that_lora_trains_is_not_the_initial_teachers(make_trainer):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", bias="all")
+    assert make_trainer(peft_config=lora).engine.teacher.weights
+
+
+def test_weights_that_are_no_longer_finite_stop_the_run(make_trainer):
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.engine.student.model.norm.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="no longer finite"):
+        trainer.train()
+
+
 def test_unjudged_rewards_are_counted_not_punished(make_trainer):
     trainer = make_trainer(rewards=lambda completions, **_: [None] + [1.0] * (len(completions) - 1), max_steps=1)
     trainer.train()

@@ -7,7 +7,7 @@ from pbsd.records import Rollout
 
 
 def rollout(role, reward, prompt=0):
-    return Rollout(prompt, role, (1,), "", True, (0.0,), reward)
+    return Rollout(prompt, role, (1,), "", True, (0.0,), reward, correct=reward == 1.0)
 
 
 # Indices:          0 T right             1 T wrong              2 S right              3 S wrong

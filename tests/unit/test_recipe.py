@@ -43,6 +43,21 @@ def test_null_keeps_the_default_and_a_template_keeps_its_braces_and_breaks(recip
     assert config.teacher_prompt_template == "-- {{ prompt }}\n{{ privileged_context }}"
 
 
+def test_null_reaches_options_that_can_be_null(recipe):
+    run, config = load_recipe(recipe("dataset_test_split: null\nsave_total_limit: null\nbeta: null\n"))
+    assert (run.dataset_test_split, config.save_total_limit, config.beta) == (None, None, 0.1)
+    run, _ = load_recipe(recipe("dataset_test_split: null\n"), ["--dataset_test_split", "dev"])
+    assert run.dataset_test_split == "dev"
+
+
+def test_one_file_has_no_held_out_rows(recipe, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p"}\n')
+    run, _ = load_recipe(recipe(""), ["--dataset_name", str(tmp_path / "rows.jsonl")])
+    assert len(run.rows("train")) == 1
+    with pytest.raises(RecipeError, match="no held-out rows"):
+        run.rows("test")
+
+
 def test_resolved_options_read_back_equal(recipe, tmp_path):
     path = recipe("beta: 0.3\nteacher: ema\nreward_weights: [2.0]\nchat_template_kwargs: {enable_thinking: false}\n")
     run, config = load_recipe(path)

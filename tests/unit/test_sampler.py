@@ -94,6 +94,17 @@ def test_every_stop_token_ends_a_row_and_stays_in_it(model):
         assert len(sample.ids) == len(sample.logprobs)
 
 
+def test_the_models_own_generation_config_does_not_change_the_policy(model):
+    """A shipped repetition penalty would sample another policy than the one that is scored; it is back afterwards."""
+    plain = sampler().sample(model, requests(), SamplingParams(10))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.suppress_tokens = list(range(40))
+    assert sampler().sample(model, requests(), SamplingParams(10)) == plain
+    assert model.generation_config.repetition_penalty == 5.0
+    asked = SamplingParams(10, generation_kwargs={"suppress_tokens": list(range(40))})
+    assert sampler().sample(model, requests(), asked) != plain
+
+
 def test_training_mode_is_restored(model):
     model.train()
     sampler().sample(model, requests(n=1), SamplingParams(2))

@@ -125,6 +125,35 @@ def test_an_adapter_given_trained_is_its_own_initial_teacher(model):
     assert teacher_value(teacher) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("kind", ["initial", "ema", "refreshed"])
+def test_the_teacher_follows_the_student_to_its_device(model, kind):
+    teacher = Teacher(kind, model)
+    model.to("meta")
+    teacher.to_student_device()
+    assert {value.device.type for value in teacher.weights.values()} == {"meta"}
+
+
+def test_an_interrupt_while_weights_are_put_in_place_leaves_the_student_whole(model):
+    """The fourth assignment is interrupted: the first three must not stay the teacher's."""
+    set_all(model, 1.0)
+    teacher = Teacher("initial", model)
+    set_all(model, 2.0)
+
+    class Interrupted(dict):
+        reads = 0
+
+        def __getitem__(self, name):
+            self.reads += 1
+            if self.reads == 4:
+                raise KeyboardInterrupt
+            return super().__getitem__(name)
+
+    teacher.weights = Interrupted(teacher.weights)
+    with pytest.raises(KeyboardInterrupt), teacher.acting():
+        pass
+    assert all((parameter == 2.0).all() for parameter in model.parameters())
+
+
 def test_state_round_trip(model):
     set_all(model, 1.0)
     teacher = Teacher("refreshed", model, refresh_steps=5)

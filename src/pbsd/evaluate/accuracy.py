@@ -93,6 +93,8 @@ def measure_accuracy(
     depend on `eval_seed` and the row only, so two measurements of one model agree and two models are compared on equal
     draws.
     """
+    if not prompts:
+        return Accuracy(())
     args = engine.args
     key = (args.eval_seed, 0)
     rollouts = engine.sample(
@@ -121,6 +123,4 @@ def measure_accuracy(
 
 
 def _verdicts(engine: Engine, prompts: Sequence[Prompt], rollouts: list[Rollout]) -> list[bool | None]:
-    _, scores = engine.grade(prompts, rollouts)
-    first = next(iter(scores.by_function.values()))
-    return [None if grade.score is None else grade.score >= engine.args.success_threshold for grade in first]
+    return [rollout.correct for rollout in engine.grade(prompts, rollouts)[0]]

@@ -43,7 +43,6 @@ class PBSD:
             pairing=args.pairing,
             pair_policy=args.pair_policy,
             needs_rewards=args.loss_type != "logistic",
-            success_threshold=args.success_threshold,
             keep_ties=args.keep_ties,
         )
 

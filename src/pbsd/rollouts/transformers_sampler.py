@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,12 +68,13 @@ class TransformersSampler:
             ).to(device)
         recorder = _RawLogits()
         chooser = _InverseCDF(uniforms_BT, recorder)
-        output_BL = model.generate(
-            ids_BL.to(device),
-            attention_mask=attention_BL.to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([recorder, *(warpers or []), chooser]),
-        )
+        with _without_defaults(model):
+            output_BL = model.generate(
+                ids_BL.to(device),
+                attention_mask=attention_BL.to(device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([recorder, *(warpers or []), chooser]),
+            )
         logprobs_BT = torch.stack(chooser.logprobs, dim=1)
         return [
             self._cut(ids_T, logprobs_T)
@@ -115,6 +117,21 @@ class TransformersSampler:
             if token in self.eos_token_ids:
                 return Sample(tuple(ids[: position + 1]), tuple(logprobs[: position + 1]), finished=True)
         return Sample(tuple(ids), tuple(logprobs[: len(ids)]), finished=False)
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Keep `generate` from filling in the model's own generation config: a repetition penalty there, say, would make
+    the samples another policy's than the one that is scored."""
+    modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    own = [module.generation_config for module in modules]
+    try:
+        for module in modules:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, config in zip(modules, own, strict=True):
+            module.generation_config = config
 
 
 def _filled(sample: Sample | None) -> Sample:
