@@ -138,6 +138,8 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
             raise ValueError("model_init_kwargs are for a model given by name; this one is loaded already: drop them")
         return model
     options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **_json(args.model_init_kwargs)}
+    if "torch_dtype" in options:
+        options["dtype"] = options.pop("torch_dtype")
     try:
         return AutoModelForCausalLM.from_pretrained(model_folder(model), **options)
     except OSError as error:

@@ -207,8 +207,8 @@ def _dry_step(patient: Patient) -> Iterator[Finding]:
     """One whole step on the first rows, in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         dry = replace(
-            patient.config, output_dir=folder, max_steps=1, save_strategy="no", eval_strategy="no", report_to="none",
-            disable_tqdm=True, push_to_hub=False,
+            patient.config, output_dir=folder, max_steps=1, logging_steps=1, save_strategy="no", eval_strategy="no",
+            report_to="none", disable_tqdm=True, push_to_hub=False,
         )  # fmt: skip
         trainer = build_trainer(replace(patient.run, dataset_test_split=None), dry)
         trainer.train()

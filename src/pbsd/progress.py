@@ -47,7 +47,7 @@ class ProgressBar(TrainerCallback):
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=20)] if self.console.width >= 110 else []),
             TextColumn("{task.fields[figures]}"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
@@ -74,8 +74,8 @@ class ProgressBar(TrainerCallback):
         rate = (total - self.tokens) / max(now - self.clock, 1e-9) if self.tokens else math.nan
         self.clock, self.tokens = now, total
         figures = (
-            f"loss {logs['loss']:.4f}  reward student {_figure(logs, 'reward/student')} "
-            f"teacher {_figure(logs, 'reward/teacher')}  margin {_figure(logs, 'pairs/margin', '+.2f')}  "
+            f"loss {logs['loss']:.3f} reward student {_figure(logs, 'reward/student')} "
+            f"teacher {_figure(logs, 'reward/teacher')} margin {_figure(logs, 'pairs/margin', '+.2f')} "
             f"{'-' if math.isnan(rate) else f'{rate:.0f}'} tok/s"
         )
         self.progress.update(self.task, completed=state.global_step, figures=figures)
@@ -85,9 +85,12 @@ class ProgressBar(TrainerCallback):
             left = "-" if remaining is None else f"{remaining:.0f} s"
             self.console.print(f"step {state.global_step}/{state.max_steps}  {figures}  left {left}", soft_wrap=True)
 
+    def close(self) -> None:
+        """Give the terminal back, also after an interrupt."""
+        self.progress.stop()
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.task is not None:
-            self.progress.stop()
+        self.close()
 
 
 def _figure(logs: dict[str, Any], key: str, form: str = ".2f") -> str:

@@ -6,6 +6,7 @@ checkpoint-N/, model/ and, when the run is finished, summary.json.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -75,6 +76,20 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         return checkpoint if resume else None
 
+    def lock(self) -> IO[str]:
+        """Held until it is closed or the process ends. Raises ValueError while another run writes to this folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, which may be moved aside.
+        file = self.path.with_name(f".{self.path.name}.lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ValueError(
+                f"{self.path}: another run is writing here: wait for it, or set another output_dir"
+            ) from error
+        return file
+
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end: trainer_state.json comes last, so it must be whole."""
         folders = [path for path in self.path.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
@@ -90,12 +105,14 @@ class RunFolder:
 
     def append(self, name: str, records: list[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.writelines(json.dumps(_strict(record), ensure_ascii=False) + "\n" for record in records)
 
     def write(self, name: str, content: Any) -> None:
         """Whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(content if isinstance(content, str) else json.dumps(content, indent=2) + "\n", "utf-8")
+        temporary.write_text(
+            content if isinstance(content, str) else json.dumps(_strict(content), indent=2) + "\n", "utf-8"
+        )
         os.replace(temporary, self.path / name)
 
     def read(self, name: str) -> Any:
@@ -114,6 +131,7 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
     trainer = build_trainer(run, replace(config, push_to_hub=False))
     folder = RunFolder(Path(config.output_dir or "runs/pbsd"))
     main = trainer.is_world_process_zero()
+    lock = folder.lock() if main else None
     checkpoint = folder.newest_checkpoint() if resume else None
     # Before anything of an earlier run is touched: refuse to resume something else.
     made_of = manifest(trainer, folder.read("manifest.json") if resume else None, checkpoint)
@@ -129,7 +147,12 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
     trainer.on_samples = lambda step, samples: folder.append("samples.jsonl", [{"step": step, **s} for s in samples])
     with stop_on_sigterm() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            bar = trainer.pop_callback(ProgressBar)
+            if isinstance(bar, ProgressBar):
+                bar.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"stopped by SIGTERM after step {trainer.state.global_step}; the same command with --resume goes on"
@@ -143,6 +166,8 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
         folder.write("summary.json", summary)
         if config.push_to_hub:
             logger.warning("pushed to %s", push_model(folder.path / "model", config))
+    if lock is not None:
+        lock.close()
     return summary
 
 
@@ -166,7 +191,7 @@ def build_trainer(run: RunArguments, config: PBSDConfig) -> PBSDTrainer:
 
 
 class RunLog(TrainerCallback):
-    """Writes what training logs to metrics.jsonl; NaN becomes null, as JSON has no NaN."""
+    """Writes what training logs to metrics.jsonl."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -175,10 +200,7 @@ class RunLog(TrainerCallback):
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         if logs and "train_runtime" not in logs and state.is_world_process_zero:
-            plain = {
-                key: None if isinstance(value, float) and math.isnan(value) else value for key, value in logs.items()
-            }
-            self.folder.append("metrics.jsonl", [{"step": state.global_step, **plain}])
+            self.folder.append("metrics.jsonl", [{"step": state.global_step, **logs}])
 
 
 class _StopAtStepEnd(TrainerCallback):
@@ -319,6 +341,15 @@ def _git_revision() -> str | None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_after_step(path: Path, step: int) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 
 from pbsd.cli import main
 from pbsd.recipe import load_recipe
+from pbsd.run import RunFolder
 
 
 def test_render_shows_both_prompts_with_ids_lengths_and_drops(recipe, capsys):
@@ -93,6 +94,27 @@ def test_only_the_model_is_pushed(recipe, tmp_path, monkeypatch):
     names = {path.name for path in (tmp_path / "run" / "model").iterdir()}
     assert {"README.md", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"samples.jsonl", "metrics.jsonl"}
+
+
+def test_files_are_strict_json_where_a_figure_is_undefined(recipe, tmp_path):
+    """One held-out problem has no interval: null in the files, not NaN, which most readers refuse."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} in a JSON file")
+
+    assert main(["train", str(recipe), "--max_steps", "1", "--dataset_test_size", "1"]) == 0
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["accuracy"]["difference"]["low"] is None
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+
+
+def test_two_runs_in_one_folder_are_refused(recipe, tmp_path, capsys):
+    with RunFolder(tmp_path / "run").lock():
+        assert main(["train", str(recipe)]) == 2
+    assert "another run is writing here" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(recipe):
