@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
-    "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
+    "theory", "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
     "data", "engine", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress", "run",
     "inspect_recipe", "cli",
 ]  # fmt: skip
@@ -47,6 +47,13 @@ def test_losses_and_logprobs_know_torch_only():
     for path in [*(SOURCE / "losses").glob("*.py"), SOURCE / "logprobs.py"]:
         for name in imports(path):
             assert name.split(".")[0] in {"torch", "typing", "__future__"}, f"{path.name} imports {name}"
+
+
+def test_theory_knows_numpy_and_scipy_only():
+    allowed = {"numpy", "scipy", "__future__", *sys.stdlib_module_names}
+    for path in (SOURCE / "theory").glob("*.py"):
+        for name in imports(path):
+            assert name.startswith("pbsd.theory") or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 
 
 def test_methods_do_not_import_each_other():
