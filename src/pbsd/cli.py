@@ -81,10 +81,8 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
 
         return 0 if doctor(run, config) else 1
 
-    from accelerate import PartialState
-
     from pbsd.progress import print_summary
-    from pbsd.run import Stopped, train
+    from pbsd.run import Stopped, leave_process_group, train
 
     try:
         summary = train(run, config, resume=args.resume)
@@ -92,8 +90,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         print(f"pbsd: {stopped}", file=sys.stderr)
         return 143
     finally:
-        # A process that exits with its group alive may abort ("terminate called") after its work is done.
-        PartialState().destroy_process_group()
+        leave_process_group()
     if config.process_index == 0:
         print_summary(summary, config.output_dir or "")
     return 0

@@ -171,6 +171,17 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
     return summary
 
 
+def leave_process_group() -> None:
+    """End distributed training in this process, if it was distributed.
+
+    gloo's threads free the tensors of the last collective under a lock, for which they need the GIL. A process that takes
+    the group down at that moment hangs, and one that exits aborts with its work done; a pause lets them finish.
+    """
+    if torch.distributed.is_initialized():
+        time.sleep(0.5)
+        torch.distributed.destroy_process_group()
+
+
 def build_trainer(run: RunArguments, config: PBSDConfig) -> PBSDTrainer:
     """The recipe's trainer, with our progress bar in place of transformers'."""
     if run.num_threads is not None:

@@ -14,6 +14,7 @@ torch.set_num_threads(1)
 from conftest import ROWS, build_tokenizer, contains_answer, tiny_model
 from transformers import PrinterCallback
 from pbsd import PBSDConfig, PBSDTrainer
+from pbsd.run import leave_process_group
 
 processes = int(os.environ.get("WORLD_SIZE", 1))
 tokenizer = build_tokenizer()
@@ -33,7 +34,7 @@ if trainer.is_world_process_zero():
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = torch.cat([p.detach().flatten() for p in trainer.engine.student.parameters()]).tolist()
     json.dump({{"logs": logs, "weights": weights, "accuracy": accuracy}}, open({out!r} + ".json", "w"))
-trainer.accelerator.end_training()
+leave_process_group()
 """
 
 
