@@ -1,4 +1,4 @@
-"""The command line: `pbsd train | render | doctor | lab`. Heavy imports wait until a command needs them."""
+"""The command line, `pbsd COMMAND`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     doctor.add_argument("recipe")
 
+    pilot = commands.add_parser("pilot", help="sample and score pairs before training, for `pbsd advise`")
+    pilot.add_argument("recipe")
+    pilot.add_argument("--out", required=True, help="JSONL file to write")
+    pilot.add_argument("-n", type=int, default=64, help="how many prompts (default 64)")
+
+    advise = commands.add_parser("advise", help="self-teacher or external teacher? An answer from pilot pairs")
+    advise.add_argument("--self", dest="own", required=True, metavar="JSONL", help="pairs of the self-teacher")
+    advise.add_argument("--external", required=True, metavar="JSONL", help="pairs of the external teacher")
+    advise.add_argument("--budget", type=_positive_int, default=1000, help="labelled pairs to train on (default 1000)")
+    advise.add_argument("--reward_scale", type=_positive, default=1.0, help="reward scale of the training (default 1)")
+    advise.add_argument("--dimension", type=_positive, help="directions to learn, where the pilots have no features")
+    advise.add_argument("--out", metavar="JSON", help="write all figures to this file")
+    _add_value_options(advise, beta=0.1)
+
+    theory = commands.add_parser("theory", help="when a self-teacher beats an external one, in an exact family")
+    theory_commands = theory.add_subparsers(dest="theory_command", required=True)
+    crossover = theory_commands.add_parser("crossover", help="predicted and simulated crossover at one point")
+    crossover.add_argument("--advantage", type=float, required=True, help="lead of the external target, in reward")
+    crossover.add_argument("--overlap", type=float, required=True, help="share of its samples in the student's style")
+    crossover.add_argument("--out", metavar="DIR", help="write table and picture to this folder")
+    diagram = theory_commands.add_parser("phase-diagram", help="the preferable teacher over advantage, overlap and n")
+    diagram.add_argument("--out", metavar="DIR", required=True, help="folder for the table and the picture")
+    for command in (crossover, diagram):
+        command.add_argument("--dimension", type=_positive_int, default=3, help="features (default 3, at least 2)")
+        command.add_argument("--style_gap", type=float, default=5.0, help="reward of the foreign style (default 5)")
+        _add_value_options(command, beta=0.5)
+
     lab = commands.add_parser("lab", help="the laboratory of tiny models")
     lab_commands = lab.add_subparsers(dest="lab_command", required=True)
     lab_commands.add_parser("build", help="rebuild the packaged base model (--help lists its flags)", add_help=False)
 
     args, flags = parser.parse_known_args(argv)
+    if flags and args.command in ("advise", "theory"):
+        parser.error(f"unknown arguments: {' '.join(flags)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -52,6 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _add_value_options(command: argparse.ArgumentParser, *, beta: float) -> None:
+    command.add_argument("--beta", type=_positive, default=beta, help=f"temperature of the tilt (default {beta})")
+    command.add_argument(
+        "--yardstick",
+        choices=("soft_value", "reward"),
+        default="soft_value",
+        help="what a target is worth: E[r] - beta KL(pi || T), or E[r] (default soft_value)",
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     if args.command == "lab":
         from pbsd.lab import base_model
@@ -59,6 +111,23 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         build = argparse.ArgumentParser(prog="pbsd lab build")
         base_model.add_arguments(build)
         base_model.run(build.parse_args(flags))
+        return 0
+
+    if args.command == "advise":
+        from pbsd import advise
+        from pbsd.theory.pilot import Setting
+
+        setting = Setting(args.beta, args.reward_scale, args.dimension, args.yardstick)
+        advise.run(args.own, args.external, setting, budget=args.budget, out=args.out)
+        return 0
+    if args.command == "theory":
+        from pbsd import theory_commands
+
+        family = {key: getattr(args, key) for key in ("beta", "dimension", "style_gap", "yardstick")}
+        if args.theory_command == "crossover":
+            theory_commands.run_crossover(args.out, advantage=args.advantage, overlap=args.overlap, **family)
+        else:
+            theory_commands.run_phase_diagram(args.out, **family)
         return 0
 
     import datasets
@@ -80,6 +149,14 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         from pbsd.inspect_recipe import doctor
 
         return 0 if doctor(run, config) else 1
+
+    if args.command == "pilot":
+        from pathlib import Path
+
+        from pbsd.pilot import collect_pilot
+
+        print(f"{collect_pilot(run, config, Path(args.out), prompts=args.n)} pairs in {args.out}")
+        return 0
 
     from pbsd.progress import print_summary
     from pbsd.run import Stopped, leave_process_group, train

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 LAYERS = [
     "theory", "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
     "data", "engine", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress", "run",
-    "inspect_recipe", "cli",
+    "pilot", "advise", "figures", "theory_commands", "inspect_recipe", "cli",
 ]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_methods_do_not_import_each_other():
             assert not name.startswith("pbsd.methods") or name.startswith("pbsd.methods.method."), path.name
 
 
-@pytest.mark.parametrize("package", ["peft", "math_verify"])
+@pytest.mark.parametrize("package", ["peft", "math_verify", "matplotlib"])
 def test_an_optional_package_is_imported_late(package):
     for path, _ in modules():
         top = [

@@ -65,5 +65,46 @@ def preference_loss(
     return _cross_entropy(margin_B, (1.0 - label_smoothing) * q_B + label_smoothing * (1.0 - q_B))
 
 
+def group_log_variance_loss(
+    policy_BG: Tensor,
+    teacher_BG: Tensor,
+    reward_BG: Tensor,
+    mask_BG: Tensor | None = None,
+    *,
+    beta: float,
+    reward_scale: float = 1.0,
+) -> Tensor:
+    """Unbiased variance within each group of f = h(y) - reward_scale r(y), [B], h = beta (log pi - log T).
+
+    sum_i (f_i - mean f)^2 / (n - 1) over the n valid members: half the mean of the `squared` pair loss over the ordered
+    pairs i != j. With members drawn independently from one sampler its expectation is that sampler's variance whatever
+    the group's size, so groups of different sizes may be averaged (dividing by n would weigh small groups less). Zero
+    exactly where f is constant on the group; in expectation at pi = P* proportional to T exp(reward_scale r / beta),
+    for any sampler that covers the support. On the student's own samples its gradient is 2 beta times the policy
+    gradient of -J with the KL sampled and a leave-one-out baseline. Gradient flows to `policy_BG` only.
+
+    Args:
+        policy_BG, teacher_BG: sequence log-probabilities, natural, summed over completion tokens.
+        mask_BG: True where a member is valid; what stands elsewhere (also inf or NaN) is not read.
+
+    Returns:
+        [B]; 0 without gradient for a group of fewer than two valid members, which says nothing: count those outside.
+
+    Raises:
+        ValueError: beta not positive.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    valid_BG = torch.ones_like(policy_BG, dtype=torch.bool) if mask_BG is None else mask_BG.bool()
+    # Zeros go in before any arithmetic: where() after it would still send NaN gradients through the masked branch.
+    policy_BG, teacher_BG, reward_BG = (
+        torch.where(valid_BG, value, torch.zeros_like(value)) for value in (policy_BG, teacher_BG, reward_BG)
+    )
+    residual_BG = implicit_reward(policy_BG, teacher_BG, beta=beta) - reward_scale * reward_BG.detach()
+    count_B1 = valid_BG.sum(-1, keepdim=True)
+    centred_BG = (residual_BG - residual_BG.sum(-1, keepdim=True) / count_B1.clamp(min=1)) * valid_BG
+    return centred_BG.square().sum(-1) / (count_B1.squeeze(-1) - 1).clamp(min=1)
+
+
 def _cross_entropy(margin_B: Tensor, label_B: Tensor) -> Tensor:
     return -label_B * F.logsigmoid(margin_B) - (1.0 - label_B) * F.logsigmoid(-margin_B)

@@ -8,7 +8,7 @@ in reward per nat, regrets in reward.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import expit
@@ -91,9 +91,7 @@ def estimator_limit(world: World) -> Limit:
     """
     design, label = world.design, world.label_N
     d, weight = design.difference_ND, design.weight_N
-    offset = np.broadcast_to(world.offset_Y, world.teacher_Y.shape)
-    offset_N = offset[design.first_N] - offset[design.second_N]
-    flip = world.flip_rate if world.knows_flip_rate else 0.0
+    offset_N, flip = world.offset_N, world.assumed_flip_rate
 
     theta = world.theta_D.astype(float)
     for _ in range(100):
@@ -154,7 +152,7 @@ class Expansion:
     bias: float
     constant: float
 
-    def at(self, n: float | Array) -> float | Array:
+    def at(self, n: Any) -> Any:
         return self.bias + self.constant / n
 
 

@@ -1,4 +1,4 @@
-"""Monte Carlo twins of `asymptotics`: sample labelled pairs, fit, measure. Errors are over replicates, standard."""
+"""Monte Carlo twins of `asymptotics`: sample labelled pairs, fit, measure; errors are standard errors of means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.special import expit, rel_entr
 
 from pbsd.theory.asymptotics import fisher_information, likelihood_derivatives, sigmoid_slope, value
 from pbsd.theory.tabular import Array
-from pbsd.theory.worlds import World, Yardstick
+from pbsd.theory.worlds import PromptMix, World, Yardstick
 
 # A fit is pulled towards the prior by this much of a pair's information: enough to exist when the labels are separable.
 RIDGE = 1e-3
@@ -24,7 +24,7 @@ class Estimate:
     error: float
 
 
-def sample_fits(world: World, n: int, *, replicates: int, rng: np.random.Generator) -> Array:
+def sample_fits(world: World | PromptMix, n: int, *, replicates: int, rng: np.random.Generator) -> Array:
     """theta^ of `replicates` independent experiments of n labelled pairs, [R, D].
 
     Maximum likelihood with the ridge (RIDGE / n) ||theta||_I^2 / 2, so that the fit exists when every label agrees.
@@ -39,13 +39,11 @@ def sample_fits(world: World, n: int, *, replicates: int, rng: np.random.Generat
     return _fit(world, counts[:, :pairs] / n, counts[:, pairs : 2 * pairs] / n, n)
 
 
-def _fit(world: World, won_RN: Array, lost_RN: Array, n: int) -> Array:
+def _fit(world: World | PromptMix, won_RN: Array, lost_RN: Array, n: int) -> Array:
     """Damped Newton on every replicate at once; replicates leave as they converge."""
     design = world.design
     d = design.difference_ND
-    offset = np.broadcast_to(world.offset_Y, world.teacher_Y.shape)
-    offset_N = offset[design.first_N] - offset[design.second_N]
-    flip = world.flip_rate if world.knows_flip_rate else 0.0
+    offset_N, flip = world.offset_N, world.assumed_flip_rate
     ridge_DD = RIDGE / n * (fisher_information(design) + 1e-9 * np.eye(d.shape[1]))
     # Products of features of every pair, so that all replicates' Hessians are one matrix product.
     square_NE = (d[:, :, None] * d[:, None, :]).reshape(len(d), -1)

@@ -99,6 +99,16 @@ class World:
         truth = expit(self.design.gap_N)
         return (1.0 - self.flip_rate) * truth + self.flip_rate * (1.0 - truth)
 
+    @property
+    def offset_N(self) -> Array:
+        """The margin at theta = 0."""
+        offset_Y = np.broadcast_to(self.offset_Y, self.teacher_Y.shape)
+        return offset_Y[self.design.first_N] - offset_Y[self.design.second_N]
+
+    @property
+    def assumed_flip_rate(self) -> float:
+        return self.flip_rate if self.knows_flip_rate else 0.0
+
     def implicit_reward(self, theta_D: Array) -> Array:
         """h = <theta, phi> + offset, [..., Y] for theta [..., D]."""
         return theta_D @ self.features_YD.T + self.offset_Y
@@ -107,6 +117,39 @@ class World:
         """pi_theta, [..., Y] for theta [..., D]."""
         with np.errstate(divide="ignore"):
             return softmax(np.log(self.teacher_Y) + self.implicit_reward(theta_D) / self.beta, axis=-1)
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """Equally likely prompts that share one theta: what a teacher kind is on a data set. Fits pool the pairs of all."""
+
+    worlds: tuple[World, ...]
+
+    @cached_property
+    def design(self) -> PairDesign:
+        parts = [world.design for world in self.worlds]
+        return PairDesign(
+            np.concatenate([part.first_N for part in parts]),
+            np.concatenate([part.second_N for part in parts]),
+            np.concatenate([part.weight_N for part in parts]) / len(parts),
+            np.concatenate([part.difference_ND for part in parts]),
+            np.concatenate([part.gap_N for part in parts]),
+        )
+
+    @property
+    def label_N(self) -> Array:
+        return np.concatenate([world.label_N for world in self.worlds])
+
+    @property
+    def offset_N(self) -> Array:
+        return np.concatenate([world.offset_N for world in self.worlds])
+
+    @property
+    def assumed_flip_rate(self) -> float:
+        return self.worlds[0].assumed_flip_rate
+
+    def target_value(self, yardstick: Yardstick) -> float:
+        return float(np.mean([world.target_value(yardstick) for world in self.worlds]))
 
 
 def random_world(

@@ -1,0 +1,188 @@
+"""`pbsd advise`: read two pilots of preference pairs and say which teacher they favour."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from pbsd.progress import console
+from pbsd.theory.pilot import Advice, Estimated, Pilot, Setting, advise, describe
+
+NUMBERS = tuple(
+    f"{what}_{side}" for what in ("student_logprob", "teacher_logprob", "reward") for side in ("chosen", "rejected")
+)
+EXPLAINED = {
+    "reward_teacher": "reward of teacher samples",
+    "reward_student": "reward of student samples",
+    "reward_gap": "reward gap",
+    "discordant": "pairs whose rewards differ",
+    "pair_accuracy": "pair accuracy of the student's margin",
+    "margin_mean": "margin, mean",
+    "margin_spread": "margin, standard deviation",
+    "margin_slope": "E[sigmoid'(margin)] now (at most .25)",
+    "label_information": "E[sigmoid'(margin)] at the target",
+    "overlap_ess": "effective share of student samples under T/S",
+    "tilt_ess": "effective share of teacher samples under exp(r/beta)",
+    "kl_teacher_student": "KL(teacher || student), nats",
+    "target_value": "value of the target",
+}
+
+
+def read_pilot(path: str | Path) -> tuple[Pilot, int]:
+    """The pairs of a JSONL file, and how many were left out because a reward is null.
+
+    A line has `prompt` (any id), `student_logprob_chosen` and `..._rejected`, `teacher_logprob_...`, `reward_...`,
+    where chosen is a teacher sample and rejected a student sample; optionally `features_chosen` and
+    `features_rejected`, lists of numbers of one length. `pbsd pilot` writes such files.
+
+    Raises:
+        ValueError: file, line and field of what is missing, not a number or not finite.
+    """
+    rows, left_out = [], 0
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            record = _parse(line, f"{path}, line {number}")
+            if record is None:
+                left_out += 1
+            else:
+                rows.append(record)
+    if not rows:
+        raise ValueError(f"{path} has no pair with both rewards ({left_out} without)")
+    lengths = {None if row[1] is None else len(row[1][0]) for row in rows}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{path}: every line must have features of one length, or none; found {sorted(map(str, lengths))}"
+        )
+    place = {key: index for index, key in enumerate(dict.fromkeys(key for key, _, _ in rows))}
+    numbers = {name: np.array([row[2][index] for row in rows]) for index, name in enumerate(NUMBERS)}
+    chosen, rejected = (
+        None if lengths == {None} else np.array([features[side] for _, features, _ in rows]) for side in (0, 1)
+    )
+    pilot = Pilot(
+        prompt_N=np.array([place[key] for key, _, _ in rows]),
+        student_chosen_N=numbers["student_logprob_chosen"],
+        student_rejected_N=numbers["student_logprob_rejected"],
+        teacher_chosen_N=numbers["teacher_logprob_chosen"],
+        teacher_rejected_N=numbers["teacher_logprob_rejected"],
+        reward_chosen_N=numbers["reward_chosen"],
+        reward_rejected_N=numbers["reward_rejected"],
+        features_chosen_ND=chosen,
+        features_rejected_ND=rejected,
+    )
+    return pilot, left_out
+
+
+def _parse(line: str, where: str) -> tuple[str, Any, list[float]] | None:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a pair must be a JSON object, got {type(record).__name__}")
+    missing = [key for key in ("prompt", *NUMBERS) if key not in record]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    if record["reward_chosen"] is None or record["reward_rejected"] is None:
+        return None
+    for key in NUMBERS:
+        if isinstance(record[key], bool) or not isinstance(record[key], int | float) or not math.isfinite(record[key]):
+            raise ValueError(f"{where}: {key} must be a finite number, got {record[key]!r}")
+    for key in NUMBERS[:4]:
+        if record[key] > 1e-3:
+            raise ValueError(f"{where}: {key} is {record[key]}; a log-probability is not above 0")
+    features: list[Any] = [record.get(f"features_{side}") for side in ("chosen", "rejected")]
+    if any(feature is not None for feature in features):
+        for side, feature in zip(("chosen", "rejected"), features, strict=True):
+            if not _is_vector(feature) or len(feature) != len(features[0]):
+                raise ValueError(
+                    f"{where}: features_{side} must be a list of finite numbers, as long as the other side's"
+                )
+        return json.dumps(record["prompt"]), features, [record[key] for key in NUMBERS]
+    return json.dumps(record["prompt"]), None, [record[key] for key in NUMBERS]
+
+
+def _is_vector(feature: Any) -> bool:
+    return (
+        isinstance(feature, list)
+        and len(feature) > 0
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in feature)
+    )
+
+
+def run(own: str, external: str, setting: Setting, *, budget: int, out: str | None) -> None:
+    """Read, advise, print; with `out`, write everything as JSON too."""
+    pilots, left_out = {}, {}
+    for kind, path in (("self", own), ("external", external)):
+        pilots[kind], left_out[kind] = read_pilot(path)
+    advice = advise(pilots["self"], pilots["external"], setting, budget=budget)
+    figures = {kind: describe(pilot, setting) for kind, pilot in pilots.items()}
+    if out is not None:
+        report = {
+            "setting": asdict(setting) | {"budget": budget},
+            "pilots": {
+                kind: {
+                    "prompts": pilot.prompts,
+                    "pairs": len(pilot.prompt_N),
+                    "left_out_without_reward": left_out[kind],
+                }
+                for kind, pilot in pilots.items()
+            },
+            "figures": {kind: {name: asdict(value) for name, value in by.items()} for kind, by in figures.items()},
+            "advice": asdict(advice),
+        }
+        Path(out).write_text(json.dumps(_strict(report), indent=2) + "\n", "utf-8")
+    _print(pilots, left_out, figures, advice, budget)
+
+
+def _print(
+    pilots: dict[str, Pilot],
+    left_out: dict[str, int],
+    figures: dict[str, dict[str, Estimated]],
+    advice: Advice,
+    budget: int,
+) -> None:
+    screen = console()
+    table = Table(title="Pilot pairs (95% intervals, resampled by prompt)")
+    for column in ("", "self", "external"):
+        table.add_column(column, justify="right" if column else "left")
+    for kind_count in ("prompts", "pairs", "left out without a reward"):
+        counts = {
+            "prompts": {kind: pilot.prompts for kind, pilot in pilots.items()},
+            "pairs": {kind: len(pilot.prompt_N) for kind, pilot in pilots.items()},
+            "left out without a reward": left_out,
+        }[kind_count]
+        table.add_row(kind_count, *(str(counts[kind]) for kind in ("self", "external")))
+    for name, words in EXPLAINED.items():
+        table.add_row(escape(words), *(_interval(figures[kind][name]) for kind in ("self", "external")))
+    table.add_row("learning cost v", *(_interval(advice.learning_cost[kind]) for kind in ("self", "external")))
+    screen.print(table)
+    if advice.recommendation is None:
+        screen.print(f"For {budget} pairs: no recommendation. {advice.reason}.", soft_wrap=True)
+        return
+    screen.print(
+        f"For {budget} pairs: the {advice.recommendation}-teacher, confidence {advice.confidence:.0%}; "
+        f"{advice.reason}.",
+        soft_wrap=True,
+    )
+    if math.isfinite(advice.crossover.value):
+        screen.print(f"The two are worth the same at {_interval(advice.crossover)} pairs.", soft_wrap=True)
+
+
+def _interval(figure: Estimated) -> str:
+    return escape(f"{figure.value:.3g} [{figure.low:.3g}, {figure.high:.3g}]")
+
+
+def _strict(value: Any) -> Any:
+    """Infinite and undefined numbers as text: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
