@@ -19,18 +19,18 @@ NUMBERS = tuple(
     f"{what}_{side}" for what in ("student_logprob", "teacher_logprob", "reward") for side in ("chosen", "rejected")
 )
 EXPLAINED = {
-    "reward_teacher": "reward of teacher samples",
-    "reward_student": "reward of student samples",
+    "reward_teacher": "reward of T samples",
+    "reward_student": "reward of S samples",
     "reward_gap": "reward gap",
-    "discordant": "pairs whose rewards differ",
-    "pair_accuracy": "pair accuracy of the student's margin",
-    "margin_mean": "margin, mean",
-    "margin_spread": "margin, standard deviation",
-    "margin_slope": "E[sigmoid'(margin)] now (at most .25)",
-    "label_information": "E[sigmoid'(margin)] at the target",
-    "overlap_ess": "effective share of student samples under T/S",
-    "tilt_ess": "effective share of teacher samples under exp(r/beta)",
-    "kl_teacher_student": "KL(teacher || student), nats",
+    "discordant": "pairs: rewards differ",
+    "pair_accuracy": "pair accuracy",
+    "margin_mean": "margin m, mean",
+    "margin_spread": "margin m, spread",
+    "margin_slope": "E[sigmoid'(m)] now",
+    "label_information": "E[sigmoid'(m)] at target",
+    "overlap_ess": "ESS of student, T/S",
+    "tilt_ess": "ESS of teacher, tilted",
+    "kl_teacher_student": "KL(T || student), nats",
     "target_value": "value of the target",
 }
 
@@ -151,16 +151,20 @@ def _print(
     budget: int,
 ) -> None:
     screen = console()
-    table = Table(title="Pilot pairs (95% intervals, resampled by prompt)")
+    table = Table(
+        title="Pilot pairs (95% intervals, resampled by prompt)",
+        caption="T teacher, S student; m = h(chosen) - h(rejected), h = beta log S/T; ESS as a share; "
+        "sigmoid'(m) is at most .25; learning from n pairs costs v / (2 beta n)",
+    )
     for column in ("", "self", "external"):
         table.add_column(column, justify="right" if column else "left")
-    for kind_count in ("prompts", "pairs", "left out without a reward"):
-        counts = {
-            "prompts": {kind: pilot.prompts for kind, pilot in pilots.items()},
-            "pairs": {kind: len(pilot.prompt_N) for kind, pilot in pilots.items()},
-            "left out without a reward": left_out,
-        }[kind_count]
-        table.add_row(kind_count, *(str(counts[kind]) for kind in ("self", "external")))
+    counts = {
+        "prompts": {kind: pilot.prompts for kind, pilot in pilots.items()},
+        "pairs": {kind: len(pilot.prompt_N) for kind, pilot in pilots.items()},
+        "left out, no reward": left_out,
+    }
+    for words, by_kind in counts.items():
+        table.add_row(words, *(str(by_kind[kind]) for kind in ("self", "external")))
     for name, words in EXPLAINED.items():
         table.add_row(escape(words), *(_interval(figures[kind][name]) for kind in ("self", "external")))
     table.add_row("learning cost v", *(_interval(advice.learning_cost[kind]) for kind in ("self", "external")))

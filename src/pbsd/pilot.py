@@ -57,6 +57,7 @@ def collect_pilot(run: RunArguments, config: PBSDConfig, out: Path, *, prompts: 
                         f"teacher_logprob_{side}": rollout.teacher_logprob,
                         f"reward_{side}": rollout.reward,
                         f"text_{side}": rollout.text,
+                        f"completion_ids_{side}": list(rollout.completion_ids),
                     }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 written += 1

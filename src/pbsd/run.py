@@ -174,8 +174,8 @@ def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dic
 def leave_process_group() -> None:
     """End distributed training in this process, if it was distributed.
 
-    gloo's threads free the tensors of the last collective under a lock, for which they need the GIL. A process that takes
-    the group down at that moment hangs, and one that exits aborts with its work done; a pause lets them finish.
+    gloo's threads free the tensors of the last collective under a lock, for which they need the GIL. A process that
+    takes the group down at that moment hangs, and one that exits aborts with its work done; a pause lets them finish.
     """
     if torch.distributed.is_initialized():
         time.sleep(0.5)

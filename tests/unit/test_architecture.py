@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
-    "theory", "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
+    "theory",
+    "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
     "data", "engine", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress", "run",
     "pilot", "advise", "figures", "theory_commands", "inspect_recipe", "cli",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import expit
 
-from pbsd.theory.tabular import Array
+from pbsd.theory.tabular import Array, optimality_gap
 from pbsd.theory.worlds import PairDesign, World, Yardstick
 
 
@@ -94,12 +94,19 @@ def estimator_limit(world: World) -> Limit:
     offset_N, flip = world.offset_N, world.assumed_flip_rate
 
     theta = world.theta_D.astype(float)
-    for _ in range(100):
-        score_N, curvature_N, third_N = likelihood_derivatives(d @ theta + offset_N, label, flip)
-        step = np.linalg.solve(_second_moment(d, -weight * curvature_N), d.T @ (weight * score_N))
-        theta = theta + step
-        if np.abs(step).max() < 1e-13:
-            break
+    score_N, _, _ = likelihood_derivatives(d @ theta + offset_N, label, flip)
+    if np.abs(d.T @ (weight * score_N)).max() > 1e-14:  # misspecified: theta* is not the limit
+        theta = np.zeros_like(theta)
+        for _ in range(1000):
+            score_N, curvature_N, _ = likelihood_derivatives(d @ theta + offset_N, label, flip)
+            step = np.linalg.solve(_second_moment(d, -weight * curvature_N), d.T @ (weight * score_N))
+            # Within a unit of margin the curvature changes by a factor e at most.
+            step /= max(1.0, np.abs(d @ step).max())
+            theta = theta + step
+            if np.abs(step).max() < 1e-12:
+                break
+        else:
+            raise ArithmeticError("the population fit did not converge")
     margin = d @ theta + offset_N
     score_N, curvature_N, third_N = likelihood_derivatives(margin, label, flip)
     inverse = np.linalg.inv(_second_moment(d, -weight * curvature_N))
@@ -261,6 +268,30 @@ def regret_bound(world: World, norm: float) -> float:
     width = norm * float(np.sqrt(np.einsum("nd,nd->n", d, np.linalg.solve(information, d.T).T).max())) / world.beta
     growth = 0.5 if width < 1e-6 else (np.exp(width) * (width - 1.0) + 1.0) / width**2
     return float(growth * largest * norm**2 / world.beta)
+
+
+def regularity_scale(world: World) -> float:
+    """Pairs on whose scale the expansions in 1/n begin to hold: the larger of v / (2 beta^2), where the expected
+    KL(pi_theta^ || P*) is a nat, and L = max sigmoid'(m*) ||dphi||^2_{I^-1}, where one pair moves the fit by its own
+    standard deviation. A well-specified world is within a few percent at 100 times this (docs/theory.md)."""
+    information = fisher_information(world.design)
+    v = regret_constant(target_covariance(world.target_Y, world.features_YD), information)
+    d = world.design.difference_ND[world.design.weight_N > 0]
+    gap = world.design.gap_N[world.design.weight_N > 0]
+    leverage = sigmoid_slope(gap) * np.einsum("nd,dn->n", d, np.linalg.solve(information, d.T))
+    return max(v / (2.0 * world.beta**2), float(leverage.max()))
+
+
+def sparse_regret_with_soft_labels(world: World, n: int) -> float:
+    """Mean regret of a `sparse_world` when labels are the probabilities sigmoid(r+ - r-) themselves, as in training.
+
+    One pair of a success with a failure then gives theta* exactly, so all that is left is the chance of none among n
+    pairs, in which case the policy stays the teacher: (1 - D)^n beta KL(T || P*). Exponential in n, where labels drawn
+    once a pair cost v / (2 beta n).
+    """
+    return float((1.0 - world.design.weight_N.sum()) ** n) * optimality_gap(
+        world.teacher_Y, world.teacher_Y, world.reward_Y, world.beta
+    )
 
 
 def _second_moment(x_ND: Array, weight_N: Array) -> Array:

@@ -61,7 +61,7 @@ def _fit(world: World | PromptMix, won_RN: Array, lost_RN: Array, n: int) -> Arr
     fitted = np.zeros((len(won_RN), d.shape[1]))
     active, theta, won, lost = np.arange(len(won_RN)), fitted.copy(), won_RN, lost_RN
     current = loss(theta, won, lost)
-    for _ in range(200):
+    for _ in range(5000):
         total = won + lost
         label = np.divide(won, total, out=np.zeros_like(won), where=total > 0)
         score_N, curvature_N, _ = likelihood_derivatives(theta @ d.T + offset_N, label, flip)
@@ -71,15 +71,18 @@ def _fit(world: World | PromptMix, won_RN: Array, lost_RN: Array, n: int) -> Arr
         score = (total * score_N) @ d - theta @ ridge_DD
         curvature = ((total * -curvature_N) @ square_NE).reshape(len(theta), d.shape[1], d.shape[1]) + ridge_DD
         step = np.linalg.solve(curvature, score[..., None])[..., 0]
+        # Where the likelihood is nearly flat a Newton step would leave the range in which exp makes sense.
+        step /= np.maximum(1.0, np.abs(step @ d.T).max(-1, keepdims=True) / 10.0)
         for _ in range(40):
             proposed = loss(theta + step, won, lost)
             worse = proposed > current + 1e-13 * np.abs(current)
             if not worse.any():
                 break
             step[worse] /= 2.0
+        # A likelihood that rises for ever is left where a step gains nothing any more.
+        moving = (np.abs(step).max(-1) > 1e-7) & (current - proposed > 1e-13 * np.abs(current))
         theta, current = theta + step, proposed
         fitted[active] = theta
-        moving = np.abs(step).max(-1) > 1e-7
         if not moving.any():
             return fitted
         active, theta, won, lost, current = (x[moving] for x in (active, theta, won, lost, current))
