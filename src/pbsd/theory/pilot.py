@@ -191,7 +191,7 @@ def advise(own: Pilot, external: Pilot, setting: Setting, *, budget: float, seed
     reason = f"the {better}-teacher's target is worth {abs(gap):.3g} more, " + (
         "and this pilot does not settle which is cheaper to learn; "
         if directions is None
-        else f"but costs more to learn: it is preferable when fewer than {directions:.3g} directions have to be learnt; "
+        else f"but costs more to learn: it is preferable when fewer than {directions:.3g} directions are to be learnt; "
     )
     reason += "give the dimension, or features, to decide"
     return Advice(None, float("nan"), None, crossing, value_gap, learning_cost, directions, reason)
