@@ -177,6 +177,7 @@ def _print(
         f"{advice.reason}.",
         soft_wrap=True,
     )
+    screen.print("This holds for training by bradley_terry on labels drawn once a pair; other losses learn otherwise.")
     if math.isfinite(advice.crossover.value):
         screen.print(f"The two are worth the same at {_interval(advice.crossover)} pairs.", soft_wrap=True)
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     advise.add_argument("--reward_scale", type=_positive, default=1.0, help="reward scale of the training (default 1)")
     advise.add_argument("--dimension", type=_positive, help="directions to learn, where the pilots have no features")
     advise.add_argument("--out", metavar="JSON", help="write all figures to this file")
-    _add_value_options(advise, beta=0.1)
+    advise.add_argument("--beta", type=_positive, default=0.1, help="temperature of the tilt (default 0.1)")
 
     theory = commands.add_parser("theory", help="when a self-teacher beats an external one, in an exact family")
     theory_commands = theory.add_subparsers(dest="theory_command", required=True)
@@ -56,7 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (crossover, diagram):
         command.add_argument("--dimension", type=_positive_int, default=3, help="features (default 3, at least 2)")
         command.add_argument("--style_gap", type=float, default=5.0, help="reward of the foreign style (default 5)")
-        _add_value_options(command, beta=0.5)
+        command.add_argument("--beta", type=_positive, default=0.5, help="temperature of the tilt (default 0.5)")
+        command.add_argument(
+            "--yardstick",
+            choices=("soft_value", "reward"),
+            default="soft_value",
+            help="what a target is worth: E[r] - beta KL(pi || T), or E[r] (default soft_value)",
+        )
 
     lab = commands.add_parser("lab", help="the laboratory of tiny models")
     lab_commands = lab.add_subparsers(dest="lab_command", required=True)
@@ -79,16 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pbsd: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
-
-
-def _add_value_options(command: argparse.ArgumentParser, *, beta: float) -> None:
-    command.add_argument("--beta", type=_positive, default=beta, help=f"temperature of the tilt (default {beta})")
-    command.add_argument(
-        "--yardstick",
-        choices=("soft_value", "reward"),
-        default="soft_value",
-        help="what a target is worth: E[r] - beta KL(pi || T), or E[r] (default soft_value)",
-    )
 
 
 def _positive(text: str) -> float:
@@ -117,7 +113,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         from pbsd import advise
         from pbsd.theory.pilot import Setting
 
-        setting = Setting(args.beta, args.reward_scale, args.dimension, args.yardstick)
+        setting = Setting(args.beta, args.reward_scale, args.dimension)
         advise.run(args.own, args.external, setting, budget=args.budget, out=args.out)
         return 0
     if args.command == "theory":

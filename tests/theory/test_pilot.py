@@ -138,6 +138,12 @@ def test_clear_cases(lead, better, features):
     assert better in advice.reason
 
 
+def test_advice_by_expected_reward_is_refused():
+    pilot = draw(world_of(0), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="compares soft values"):
+        advise(pilot, pilot, Setting(BETA, yardstick="reward"), budget=100)
+
+
 def test_advice_is_symmetric():
     own, external = two_worlds(0.3)
     rng = np.random.default_rng(5)

@@ -138,8 +138,11 @@ def advise(own: Pilot, external: Pilot, setting: Setting, *, budget: float, seed
     v = dimension / (2 E[sigmoid'(m*)]).
 
     Raises:
-        PilotTooSmall: too few prompts, pairs whose rewards differ, or teacher samples that carry the tilted target.
+        PilotTooSmall: too few prompts, or pairs whose rewards differ, or pairs for the features.
+        ValueError: a yardstick other than the soft value, for which v / (2 beta) is not the cost of learning.
     """
+    if setting.yardstick != "soft_value":
+        raise ValueError("advice compares soft values: v / (2 beta) is the cost of learning by that yardstick only")
     kinds = {"self": own, "external": external}
     for name, pilot in kinds.items():
         check(pilot, setting, name)
