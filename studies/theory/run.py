@@ -19,7 +19,7 @@ from scipy.special import softmax
 
 from pbsd import figures, theory_commands
 from pbsd.theory import asymptotics, simulate
-from pbsd.theory.dynamics import gradient_snr
+from pbsd.theory.gradient_noise import gradient_snr
 from pbsd.theory.tabular import imitation_target, reward_tilted
 from pbsd.theory.worlds import random_world, self_and_external, sparse_world
 

@@ -1,35 +1,13 @@
-"""On-policy dynamics, moving teachers, signal and noise: exact statements on spaces seeded by name."""
+"""On-policy dynamics and moving teachers: exact statements on spaces seeded by name."""
 
 import itertools
-import zlib
 
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from spaces import EXACT, LABELLED, NAMES, generator, shifted_space, three_levels, tilt
 
-from pbsd.theory.dynamics import Teacher, gradient_snr, on_policy, sampled_population
-from pbsd.theory.tabular import PAIR_LOSSES, imitation_target, kl, objective, population, reward_tilted
-
-NAMES = ["ash", "birch", "cedar", "elm", "fir"]
-LABELLED = ["bradley_terry", "squared", "group_log_variance", "imitation", "direct"]
-POLICIES = ["all", "correct", "improving", "oriented"]
-EXACT = 1e-10
-
-
-def generator(name):
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
-def space(name, size=5):
-    """Student, context shift, reward in [0, 1], beta in [0.3, 1.3], reward scale in [0.5, 2]."""
-    rng = generator(name)
-    student, shift = softmax(rng.normal(size=size)), rng.normal(size=size)
-    return student, shift, rng.uniform(size=size), 0.3 + rng.uniform(), rng.uniform(0.5, 2.0)
-
-
-def tilt(policy, exponent):
-    weight = policy * np.exp(exponent - np.max(exponent))
-    return weight / weight.sum()
+from pbsd.theory.dynamics import Teacher, on_policy, sampled_population
+from pbsd.theory.tabular import kl, objective
 
 
 def centred_log(policy):
@@ -42,7 +20,7 @@ def centred_log(policy):
 @pytest.mark.parametrize("name", NAMES)
 def test_plain_logistic_on_policy_ends_at_the_teacher(name):
     """The gradient is zero at pi = T, and a run from the student ends there: no tilt without a reward."""
-    student, shift, reward, beta, _ = space(name)
+    student, shift, reward, beta, _ = shifted_space(name)
     teacher = tilt(student, shift)
     at_teacher = sampled_population("logistic", policy=teacher, teacher=teacher, reward=reward, beta=beta)
     assert np.abs(at_teacher.gradient(teacher)).max() < 1e-15
@@ -57,7 +35,7 @@ def test_plain_logistic_on_policy_ends_at_the_teacher(name):
 def test_rate_of_plain_logistic_near_the_teacher(name):
     """pi = T (1 + e): gradient = beta (1 + beta) / 2 (diag T - T T') e + O(e^2), beta / 2 parts of it by the loss's
     curvature and 1/2 by the sampler that follows the policy. Frozen, the same sampler would overshoot."""
-    student, shift, reward, beta, _ = space(name)
+    student, shift, reward, beta, _ = shifted_space(name)
     teacher = tilt(student, shift)
     direction = generator(name + "e").normal(size=5)
     size = 1e-4
@@ -75,7 +53,7 @@ def test_rate_of_plain_logistic_near_the_teacher(name):
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_minimising_a_frozen_batch_overshoots(name, beta):
     """log pi - log T is multiplied by -1/beta at every refresh of the sampler: diverges below beta = 1."""
-    student, shift, reward, _, _ = space(name)
+    student, shift, reward, _, _ = shifted_space(name)
     shift = 0.2 * shift
     run = on_policy("logistic", policy=student, shift=shift, reward=reward, beta=beta, steps=4, learning_rate=None)
     errors = np.array([centred_log(policy) - centred_log(run.teachers[0]) for policy in run.policies])
@@ -86,7 +64,7 @@ def test_minimising_a_frozen_batch_overshoots(name, beta):
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_inner_steps_approach_the_frozen_optimum(name):
     """Many gradient steps on one frozen batch end where `learning_rate=None` does; one per batch never overshoots."""
-    student, shift, reward, _, _ = space(name)
+    student, shift, reward, _, _ = shifted_space(name)
     beta, shift = 0.5, 0.2 * shift
     options = {"policy": student, "shift": shift, "reward": reward, "beta": beta}
     many = on_policy("logistic", steps=1, learning_rate=8.0, inner_steps=2000, **options)
@@ -101,7 +79,7 @@ def test_inner_steps_approach_the_frozen_optimum(name):
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_labelled_losses_reach_the_target_with_any_schedule_of_samplers(name, loss):
     """To the end of one frozen batch: P* at once. By single steps with a fresh sampler: P* in the limit; J rises."""
-    student, shift, reward, beta, scale = space(name)
+    student, shift, reward, beta, scale = shifted_space(name)
     target = tilt(student, shift + scale * reward / beta)
     losses = dict.fromkeys(LABELLED, 1.0) if loss == "mixture" else loss
     options = {"policy": student, "shift": shift, "reward": reward, "beta": beta, "reward_scale": scale}
@@ -111,12 +89,6 @@ def test_labelled_losses_reach_the_target_with_any_schedule_of_samplers(name, lo
     best = objective(target, run.teachers[0], scale * reward, beta)
     assert best - run.objectives[-1] < 1e-3 * (best - run.objectives[0])
     assert best >= run.objectives.max() - EXACT
-
-
-def three_levels(name):
-    student, shift, _, beta, scale = space(name)
-    reward = np.array([1.0, 0.0, 0.5, 1.0, 0.0])
-    return student, shift, reward, beta, scale, (reward == 1.0).astype(float)
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -158,7 +130,7 @@ def test_ordered_plain_pairs_have_no_target_but_the_highest_reward(name, pair_po
 def test_a_moving_teacher_without_labels_collapses(name, kind):
     """The margin of a live teacher, -beta (shift_i - shift_j), never closes: the completion that the context favours
     most takes everything, whatever its reward. A frozen teacher does not collapse."""
-    student, shift, reward, _, _ = space(name)
+    student, shift, reward, _, _ = shifted_space(name)
     shift = 0.7 * shift.argsort().argsort()
     options = {"policy": student, "shift": shift, "reward": reward, "beta": 1.0}
     run = on_policy("logistic", steps=1000, learning_rate=4.0, teacher=kind, **options)
@@ -188,7 +160,7 @@ def test_labels_do_not_stop_an_ema_teacher_only_steer_it(name, loss):
     So nothing is stationary unless beta shift + eta r is constant: entropy still goes to 0, n (1 - decay) steps of a
     live teacher at a time, but onto argmax(beta shift + eta r) instead of argmax shift.
     """
-    student, shift, reward, beta, scale = space(name)
+    student, shift, reward, beta, scale = shifted_space(name)
     run = on_policy(
         loss, policy=student, shift=shift, reward=reward, beta=beta, reward_scale=scale, steps=30, learning_rate=None,
         teacher=Teacher("ema", ema_decay=0.9),
@@ -212,7 +184,7 @@ def test_labels_do_not_stop_an_ema_teacher_only_steer_it(name, loss):
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_labels_decide_where_a_live_teacher_collapses(name, loss):
     """By gradient steps, live teacher: onto argmax(beta shift + eta r), which is the best reward when eta outweighs."""
-    student, shift, reward, beta, _ = space(name)
+    student, shift, reward, beta, _ = shifted_space(name)
     run = on_policy(
         loss, policy=student, shift=shift, reward=reward, beta=beta, reward_scale=50.0, steps=1000,
         learning_rate=0.05 if loss != "bradley_terry" else 2.0, teacher=Teacher("live"),
@@ -225,7 +197,7 @@ def test_labels_decide_where_a_live_teacher_collapses(name, loss):
 def test_a_minimum_gain_stops_a_refreshed_teacher(name):
     """Each refresh raises E_T[r] by more than min_gain, so there are at most (max r - min r) / min_gain; afterwards the
     student is at P* of the last teacher, with full support. Without a minimum the refreshes go on to collapse."""
-    student, shift, reward, beta, scale = space(name)
+    student, shift, reward, beta, scale = shifted_space(name)
     options = {"policy": student, "shift": shift, "reward": reward, "beta": beta, "reward_scale": scale}
     kept = on_policy(
         "squared", steps=60, learning_rate=None, teacher=Teacher("refreshed", refresh_every=1, min_gain=0.05), **options
@@ -245,7 +217,7 @@ def test_a_minimum_gain_stops_a_refreshed_teacher(name):
 
 def test_refresh_interval_and_record():
     """refresh_every 3: the teacher of steps 1 to 3 is the first; entropies and values by their definitions."""
-    student, shift, reward, beta, scale = space("record")
+    student, shift, reward, beta, scale = shifted_space("record")
     run = on_policy(
         "squared", policy=student, shift=shift, reward=reward, beta=beta, reward_scale=scale, steps=7,
         learning_rate=0.1, teacher=Teacher("refreshed", refresh_every=3),
@@ -275,177 +247,3 @@ def test_refresh_interval_and_record():
 def test_unsound_teachers(options, words):
     with pytest.raises(ValueError, match=words):
         Teacher(**options)
-
-
-# Signal and noise
-
-
-@pytest.mark.parametrize("keep_ties", [False, True])
-@pytest.mark.parametrize("pair_policy", POLICIES)
-@pytest.mark.parametrize("pairing", ["cross", "all"])
-@pytest.mark.parametrize("loss", PAIR_LOSSES)
-def test_mean_gradient_of_pairs_is_the_expected_one(loss, pairing, pair_policy, keep_ties):
-    student, shift, reward, beta, scale, correct = three_levels("mean")
-    teacher = tilt(student, shift)
-    options = {
-        "policy": student, "teacher": teacher, "reward": reward, "beta": beta, "reward_scale": scale,
-        "pairing": pairing, "pair_policy": pair_policy, "correct": correct, "keep_ties": keep_ties,
-        "teacher_samples": 2, "student_samples": 2,
-    }  # fmt: skip
-    expected = sampled_population(loss, **options).gradient(student)
-    np.testing.assert_allclose(gradient_snr(loss, **options).mean, expected, atol=EXACT)
-
-
-@pytest.mark.parametrize(("teacher_samples", "student_samples"), [(2, 2), (1, 3), (3, 1)])
-@pytest.mark.parametrize("loss", ["group_log_variance", "imitation", "direct", "direct_sampled", "nll"])
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_mean_gradient_of_the_other_losses(name, loss, teacher_samples, student_samples):
-    """`direct_sampled` has the mean of `direct`; small groups of `imitation` learn `imitation_target`."""
-    student, shift, reward, beta, scale = space(name, 4)
-    options = {
-        "policy": student, "teacher": tilt(student, shift), "reward": reward, "beta": beta, "reward_scale": scale,
-        "teacher_samples": teacher_samples, "student_samples": student_samples,
-    }  # fmt: skip
-    plain = "direct" if loss == "direct_sampled" else loss
-    expected = sampled_population(plain, imitation_group=teacher_samples, **options).gradient(student)
-    np.testing.assert_allclose(gradient_snr(loss, **options).mean, expected, atol=EXACT)
-
-
-def test_noise_by_listing_every_sample():
-    """Squared, one teacher and one student sample; imitation, two teacher samples: the definition of tr Cov."""
-    student, shift, reward, beta, scale = space("noise", 4)
-    teacher = tilt(student, shift)
-    f = beta * np.log(student / teacher) - scale * reward
-    basis, options = np.eye(4), {"policy": student, "teacher": teacher, "reward": reward, "beta": beta}
-    pairs = {
-        (i, j): (teacher[i] * student[j], 2 * beta * (f[i] - f[j]) * (basis[i] - basis[j]))
-        for i, j in itertools.product(range(4), repeat=2)
-    }
-    share = {(i, j): expit(scale * (reward[i] - reward[j]) / beta) for i, j in pairs}
-    copies = {
-        (i, j): (teacher[i] * teacher[j], student - share[i, j] * basis[i] - (1 - share[i, j]) * basis[j])
-        for i, j in pairs
-    }
-    for loss, samples, (k_t, k_s) in (("squared", pairs, (1, 1)), ("imitation", copies, (2, 0))):
-        mean = sum(p * g for p, g in samples.values())
-        noise = sum(p * ((g - mean) ** 2).sum() for p, g in samples.values())
-        found = gradient_snr(loss, reward_scale=scale, teacher_samples=k_t, student_samples=k_s, **options)
-        assert found.noise == pytest.approx(noise, abs=EXACT)
-        assert found.snr == pytest.approx(mean @ mean / noise, abs=1e-9)
-        exact = population("direct", teacher=teacher, reward=reward, beta=beta, reward_scale=scale).gradient(student)
-        assert found.cosine == pytest.approx(mean @ exact / np.sqrt((mean @ mean) * (exact @ exact)), abs=1e-9)
-        second = sum(p * (g @ g) for p, g in samples.values())
-        assert found.progress == pytest.approx((mean @ exact) ** 2 / ((exact @ exact) * second), abs=1e-9)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_group_loss_on_own_samples_is_a_policy_gradient(name):
-    """Sample for sample 2 beta times the sampled-KL policy gradient with a leave-one-out baseline."""
-    student, shift, reward, beta, scale = space(name, 4)
-    options = {
-        "policy": student, "teacher": tilt(student, shift), "reward": reward, "beta": beta, "reward_scale": scale,
-        "teacher_samples": 0, "student_samples": 4,
-    }  # fmt: skip
-    group, direct = gradient_snr("group_log_variance", **options), gradient_snr("direct_sampled", **options)
-    np.testing.assert_allclose(group.mean, 2 * beta * direct.mean, atol=EXACT)
-    assert group.noise == pytest.approx(4 * beta**2 * direct.noise, abs=EXACT)
-    assert group.cosine == pytest.approx(1.0, abs=EXACT)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_only_the_labelled_contrasts_are_silent_at_the_target(name):
-    """At P* every labelled pair has residual 0: no noise at all. Imitation, dense direct and plain pairs stay noisy."""
-    student, shift, reward, beta, scale = space(name, 4)
-    teacher = tilt(student, shift)
-    options = {
-        "policy": tilt(teacher, scale * reward / beta), "teacher": teacher, "reward": reward, "beta": beta,
-        "reward_scale": scale, "teacher_samples": 2, "student_samples": 2,
-    }  # fmt: skip
-    for loss in ("bradley_terry", "squared", "group_log_variance", "direct_sampled"):
-        assert gradient_snr(loss, **options).noise < 1e-24
-    for loss in ("imitation", "direct", "logistic"):
-        assert gradient_snr(loss, **options).noise > 1e-4
-
-
-def far_teacher(name, distance, *, success):
-    """A student right with probability `success`; T proportional to S exp(distance * correct); six completions."""
-    reward = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    base = softmax(generator(name).normal(size=6))
-    student = np.where(reward == 1, success * base / (base @ reward), (1 - success) * base / (base @ (1 - reward)))
-    return student, tilt(student, distance * reward), reward
-
-
-CONTRAST = {"teacher_samples": 0, "student_samples": 4}
-COPY = {"teacher_samples": 4, "student_samples": 0}
-
-
-@pytest.mark.parametrize("success", [0.02, 0.2, 0.5])
-@pytest.mark.parametrize("name", NAMES)
-def test_copies_win_when_the_teacher_is_far_and_contrasts_when_it_is_near(name, success):
-    """Four completions each, beta 0.5: signal to noise of imitation against group log-variance on own samples."""
-    ratio = []
-    for distance in (0.0, 1.0, 2.0, 4.0, 6.0):
-        student, teacher, reward = far_teacher(name, distance, success=success)
-        options = {"policy": student, "teacher": teacher, "reward": reward, "beta": 0.5}
-        copy = gradient_snr("imitation", **COPY, **options)
-        ratio.append(copy.snr / gradient_snr("group_log_variance", **CONTRAST, **options).snr)
-    assert ratio == sorted(ratio)
-    assert ratio[0] < 1 < ratio[-1]
-
-
-def independent_tokens(length):
-    """Every sequence of `length` binary tokens: its number of ones, [Y], and one-hot features, [Y, 2 length]."""
-    sequences = np.array(list(itertools.product(range(2), repeat=length)))
-    return sequences.sum(1), np.concatenate([np.eye(2)[sequences[:, t]] for t in range(length)], axis=1)
-
-
-@pytest.mark.parametrize("distance", [0.5, 1.0, 2.0])
-def test_token_dense_signals_do_not_fade_with_length(distance):
-    """No reward, T tilted by `distance` per token: signal to noise of a copy is the same at every length, of the dense
-    KL it is unbounded, of a contrast (one scalar per sample) it falls with length."""
-    snr = {"imitation": [], "group_log_variance": [], "squared": []}
-    for length in (1, 2, 3, 4):
-        ones, features = independent_tokens(length)
-        options = {
-            "policy": softmax(-0.5 * ones), "teacher": softmax((distance - 0.5) * ones),
-            "reward": np.zeros(2**length), "beta": 0.5, "features": features,
-        }  # fmt: skip
-        snr["imitation"].append(gradient_snr("imitation", **COPY, **options).snr)
-        snr["group_log_variance"].append(gradient_snr("group_log_variance", **CONTRAST, **options).snr)
-        snr["squared"].append(gradient_snr("squared", teacher_samples=2, student_samples=2, **options).snr)
-        dense = gradient_snr("direct", **CONTRAST, **options)
-        assert dense.noise < 1e-20 < dense.mean @ dense.mean
-    np.testing.assert_allclose(snr["imitation"], snr["imitation"][0], rtol=1e-9)
-    for loss in ("group_log_variance", "squared"):
-        assert (np.diff(snr[loss]) < 0).all()
-    # f is then linear in the tokens, so its scale cancels: the contrast does not see how far the teacher is.
-    one = {"policy": softmax(-0.5 * np.arange(2)), "reward": np.zeros(2), "beta": 0.5}
-    near, far = (
-        gradient_snr("group_log_variance", teacher=softmax((d - 0.5) * np.arange(2)), **CONTRAST, **one)
-        for d in (0.1, 5)
-    )
-    assert near.snr == pytest.approx(far.snr, rel=1e-9)
-
-
-def test_smaller_groups_cost_imitation_its_target():
-    """The mean gradient of imitation vanishes at `imitation_target`, not at P*."""
-    student, shift, reward, beta, scale = space("small", 4)
-    teacher = tilt(student, shift)
-    options = {"teacher": teacher, "reward": reward, "beta": beta, "reward_scale": scale, **COPY}
-    displaced = imitation_target(teacher, scale * reward, beta, group=4)
-    target = reward_tilted(teacher, scale * reward, beta)
-    assert np.abs(gradient_snr("imitation", policy=displaced, **options).mean).max() < 1e-12
-    np.testing.assert_allclose(gradient_snr("imitation", policy=target, **options).mean, target - displaced, atol=EXACT)
-
-
-@pytest.mark.parametrize(
-    ("loss", "samples"),
-    [("squared", (2, 0)), ("group_log_variance", (1, 0)), ("imitation", (0, 2)), ("direct", (2, 0)), ("hinge", (1, 1))],
-)
-def test_unsound_gradients(loss, samples):
-    student, shift, reward, beta, _ = space("unsound", 3)
-    with pytest.raises(ValueError, match="no gradient|unknown loss"):
-        gradient_snr(
-            loss, policy=student, teacher=tilt(student, shift), reward=reward, beta=beta,
-            teacher_samples=samples[0], student_samples=samples[1],
-        )  # fmt: skip

@@ -1,12 +1,12 @@
 """The tilted target, and what each loss learns, on finite spaces seeded by name (none picked by its outcome)."""
 
 import itertools
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from spaces import EXACT, LABELLED, NAMES, POLICIES, generator, space
 
 from pbsd.losses.preference import group_log_variance_loss, preference_loss
 from pbsd.losses.projection import direct_loss, imitation_loss
@@ -27,22 +27,6 @@ from pbsd.theory.tabular import (
     population_optimum,
     reward_tilted,
 )
-
-NAMES = ["ash", "birch", "cedar", "elm", "fir"]
-LABELLED = ["bradley_terry", "squared", "group_log_variance", "imitation", "direct"]
-POLICIES = ["all", "correct", "improving", "oriented"]
-EXACT = 1e-10
-
-
-def generator(name):
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
-def space(name, size=5):
-    """Teacher, student, reward in [0, 1], beta in [0.3, 1.3], reward scale in [0.5, 2]."""
-    rng = generator(name)
-    teacher, student = softmax(rng.normal(size=(2, size)), axis=1)
-    return teacher, student, rng.uniform(size=size), 0.3 + rng.uniform(), rng.uniform(0.5, 2.0)
 
 
 def levels(name, size=5):

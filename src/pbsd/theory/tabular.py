@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,8 +127,16 @@ def pair_measure(
     total = cross.sum() + same.sum()
     if not total > 0:
         raise ValueError(f"no pairs: pairing {pairing!r} with {k_t} teacher and {k_s} student samples")
-    options = {"pair_policy": pair_policy, "needs_rewards": needs_rewards, "keep_ties": keep_ties, "correct": correct}
-    return kept_pairs(cross, same, reward=reward, **options) / total  # type: ignore[arg-type]
+    kept = kept_pairs(
+        cross,
+        same,
+        reward=reward,
+        pair_policy=pair_policy,
+        needs_rewards=needs_rewards,
+        keep_ties=keep_ties,
+        correct=correct,
+    )
+    return kept / total
 
 
 def count_vectors(samples: int, size: int) -> Array:
@@ -343,23 +351,23 @@ def population(
     return Population(losses, teacher, reward, beta, reward_scale, pairs, group, target, chosen)
 
 
-def population_optimum(loss: str | Mapping[str, float], **options: object) -> Array:
+def population_optimum(loss: str | Mapping[str, float], **options: Any) -> Array:
     """argmin over policies of the expected loss under fixed samplers, [Y]; options as for `population`.
 
     Raises:
         ValueError: unsound inputs, or samplers that do not connect the support.
     """
-    return population(loss, **options).optimum()  # type: ignore[arg-type]
+    return population(loss, **options).optimum()
 
 
-def expected_loss(policy: Array, loss: str | Mapping[str, float], **options: object) -> float:
+def expected_loss(policy: Array, loss: str | Mapping[str, float], **options: Any) -> float:
     """The expected loss of a policy, options as for `population`; cross-entropies without their constant."""
-    return population(loss, **options).loss(policy)  # type: ignore[arg-type]
+    return population(loss, **options).loss(policy)
 
 
-def expected_gradient(policy: Array, loss: str | Mapping[str, float], **options: object) -> Array:
+def expected_gradient(policy: Array, loss: str | Mapping[str, float], **options: Any) -> Array:
     """Its gradient with respect to the policy's logits, [Y], samplers held fixed; options as for `population`."""
-    return population(loss, **options).gradient(policy)  # type: ignore[arg-type]
+    return population(loss, **options).gradient(policy)
 
 
 def _both_ways(weights: Array) -> Array:
