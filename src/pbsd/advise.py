@@ -94,8 +94,8 @@ def _parse(line: str, where: str) -> tuple[str, Any, list[float]] | None:
     if record["reward_chosen"] is None or record["reward_rejected"] is None:
         return None
     for key in NUMBERS:
-        if isinstance(record[key], bool) or not isinstance(record[key], int | float) or not math.isfinite(record[key]):
-            raise ValueError(f"{where}: {key} must be a finite number, got {record[key]!r}")
+        if not _is_number(record[key]):
+            raise ValueError(f"{where}: {key} must be a finite number below 1e100, got {record[key]!r:.40}")
     for key in NUMBERS[:4]:
         if record[key] > 1e-3:
             raise ValueError(f"{where}: {key} is {record[key]}; a log-probability is not above 0")
@@ -111,11 +111,11 @@ def _parse(line: str, where: str) -> tuple[str, Any, list[float]] | None:
 
 
 def _is_vector(feature: Any) -> bool:
-    return (
-        isinstance(feature, list)
-        and len(feature) > 0
-        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in feature)
-    )
+    return isinstance(feature, list) and len(feature) > 0 and all(map(_is_number, feature))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def run(own: str, external: str, setting: Setting, *, budget: int, out: str | None) -> None:

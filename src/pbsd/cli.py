@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_argument("recipe")
 
     pilot = commands.add_parser("pilot", help="sample and score pairs before training, for `pbsd advise`")
-    pilot.add_argument("recipe")
+    pilot.add_argument("recipe", help="YAML file; any of its keys can be given as a flag: --teacher external")
     pilot.add_argument("--out", required=True, help="JSONL file to write")
     pilot.add_argument("-n", type=int, default=64, help="how many prompts (default 64)")
 
@@ -54,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     diagram = theory_commands.add_parser("phase-diagram", help="the preferable teacher over advantage, overlap and n")
     diagram.add_argument("--out", metavar="DIR", required=True, help="folder for the table and the picture")
     for command in (crossover, diagram):
-        command.add_argument("--dimension", type=_positive_int, default=3, help="features (default 3, at least 2)")
+        command.add_argument(
+            "--dimension",
+            type=int,
+            choices=range(2, 6),
+            default=3,
+            help="features (default 3; 3^dimension completions)",
+        )
         command.add_argument("--style_gap", type=float, default=5.0, help="reward of the foreign style (default 5)")
         command.add_argument("--beta", type=_positive, default=0.5, help="temperature of the tilt (default 0.5)")
         command.add_argument(
@@ -89,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _positive(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    if not 1e-100 < value < 1e100:
+        raise argparse.ArgumentTypeError(f"must be a positive number of ordinary size, got {text}")
     return value
 
 
@@ -152,6 +158,8 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         from pbsd.pilot import collect_pilot
 
         print(f"{collect_pilot(run, config, Path(args.out), prompts=args.n)} pairs in {args.out}")
+        if config.loss_type != "bradley_terry":
+            print(f"the recipe trains by {config.loss_type}; `pbsd advise` speaks of bradley_terry")
         return 0
 
     from pbsd.progress import print_summary

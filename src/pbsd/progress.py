@@ -102,11 +102,11 @@ def print_summary(summary: dict[str, Any], folder: str) -> None:
     screen = console()
     if "accuracy" in summary:
         table = Table(
-            title=f"Accuracy on {summary['problems']} held-out problems (95% intervals, clustered by problem)"
+            title=f"Accuracy in % on {summary['problems']} held-out problems (95% intervals, clustered by problem)"
         )
         for column in ("", "before", "after", "difference"):
             table.add_column(column, justify="left" if not column else "right")
-        names = {"accuracy": f"avg@{summary['samples_per_problem']} at T = 1", "greedy_accuracy": "greedy"}
+        names = {"accuracy": f"avg@{summary['samples_per_problem']}, T = 1", "greedy_accuracy": "greedy"}
         for key, name in names.items():
             value = summary[key]
             table.add_row(
@@ -125,4 +125,4 @@ def print_summary(summary: dict[str, Any], folder: str) -> None:
 def _percent(interval: dict[str, float], *, signed: bool = False) -> str:
     form = "+.1f" if signed else ".1f"
     low, high, estimate = (format(100 * interval[name], form) for name in ("low", "high", "estimate"))
-    return f"{estimate}% [{low}, {high}]"
+    return f"{estimate} [{low}, {high}]"

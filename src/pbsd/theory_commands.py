@@ -19,7 +19,7 @@ REPLICATES = 1000
 
 
 def crossover(
-    *, advantage: float, overlap: float, yardstick: Yardstick, simulated: bool = True, seed: int = 0, **family: Any
+    *, advantage: float, overlap: float, yardstick: Yardstick, seed: int = 0, **family: Any
 ) -> dict[str, Any]:
     """Predicted and simulated crossover at one point of the family `theory.worlds.self_and_external`."""
     own, external = self_and_external(advantage=advantage, overlap=overlap, yardstick=yardstick, **family)
@@ -35,7 +35,7 @@ def crossover(
         "predicted": predicted.sample_size,
         "preferable_below": predicted.below,
     }
-    if simulated and math.isfinite(predicted.sample_size):
+    if math.isfinite(predicted.sample_size):
         n_K = np.unique(np.round(np.geomspace(max(predicted.sample_size / 6, 4), predicted.sample_size * 6, 13)))
         found = simulate.crossover(
             own,
@@ -122,7 +122,7 @@ def run_crossover(out: str | None, **point: Any) -> None:
         ("label_information", "E[sigmoid'(margin)] at the target"),
         ("kl_teacher_student", "KL(teacher || student), nats"),
     ):
-        table.add_row(escape(words), *(f"{result[kind][key]:.4g}" for kind in ("self", "external")))
+        table.add_row(escape(words), *(f"{round(result[kind][key], 12):.4g}" for kind in ("self", "external")))
     screen = console()
     screen.print(table)
     other = {"self": "external", "external": "self"}[result["preferable_below"]]
@@ -138,10 +138,13 @@ def run_crossover(out: str | None, **point: Any) -> None:
         )
     if "simulated" in result:
         found = result["simulated"]
-        more = f"; {found['changes_of_sign']} changes of sign" if found["changes_of_sign"] != 1 else ""
+        size = "no crossing"
+        if found["changes_of_sign"]:
+            size = f"{found['sample_size']:.4g} ({found['low']:.4g} to {found['high']:.4g})"
+        more = f", the last of {found['changes_of_sign']} changes of sign" if found["changes_of_sign"] > 1 else ""
         screen.print(
-            f"Simulated: {found['sample_size']:.4g} ({found['low']:.4g} to {found['high']:.4g}) "
-            f"({REPLICATES} fits at each of {len(found['n'])} sizes{more}).",
+            f"Simulated: {size}{more}; {REPLICATES} fits at each of {len(found['n'])} sizes from {found['n'][0]:.0f} "
+            f"to {found['n'][-1]:.0f}.",
             soft_wrap=True,
         )
     if out is not None:

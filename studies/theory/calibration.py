@@ -1,11 +1,11 @@
 """Is `pbsd advise` right as often as it claims? Random worlds with known truth.
 
-    python studies/theory/calibration.py [--seed 2] [--worlds 400] [--out studies/theory/calibration.json]
+    python studies/theory/calibration.py [--seed 3] [--worlds 400] [--out studies/theory/calibration.json]
 
 A world is eight kinds of prompts with six completions each that share theta; a self-teacher near the student and an
 external teacher moved along the reward and further away in other directions. The pilot draws prompts and pairs from
 it; the truth is the sign of the difference of simulated mean excess risks after `budget` labelled pairs. World w uses
-the seed (seed, w); every world is kept. The estimators and `pilot.WIDENING` were chosen on seeds 0 and 1; seed 2 is the
+the seed (seed, w); every world is kept. The estimators and `pilot.WIDENING` were chosen on seeds 0 to 2; seed 3 is the
 test.
 """
 
@@ -129,7 +129,7 @@ def curve(records, mode):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--worlds", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("calibration.json"))
     args = parser.parse_args()
@@ -141,10 +141,10 @@ def main():
         "self_is_right": float(np.mean([r["truth"] > 0 for r in records])),
         "features": curve(records, "features"),
         "dimension": curve(records, "dimension"),
-        "records": records,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "records"}, indent=1))
+    args.out.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_what_a_run_folder_holds(recipe, tmp_path, capsys):
     assert main(["train", str(recipe)]) == 0
     folder = tmp_path / "run"
     out = capsys.readouterr().out
-    assert "avg@2 at T = 1" in out
+    assert "avg@2, T = 1" in out
     assert f"{folder}/" in out.replace("\n", "")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 6

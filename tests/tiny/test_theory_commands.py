@@ -17,7 +17,7 @@ def test_pilot_writes_the_scores_of_fresh_samples(recipe, tmp_path, make_trainer
     """Each pair's log-probabilities are those of its tokens under the prompt of each role."""
     out = tmp_path / "pairs.jsonl"
     assert main(["pilot", str(recipe), "--out", str(out), "-n", "6"]) == 0
-    assert "12 pairs" in capsys.readouterr().out
+    assert "12 pairs" in (out_text := capsys.readouterr().out) and "speaks of" not in out_text
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["prompt"] for record in records] == sorted(2 * list(range(6)))
     trainer = make_trainer()
@@ -82,9 +82,20 @@ def test_advice_recommends_explains_and_writes(tmp_path, capsys, features):
 
 
 def test_advice_without_a_dimension_may_depend(tmp_path, capsys):
-    own = write_pilot(tmp_path / "self.jsonl", 0.1)
-    external = write_pilot(tmp_path / "external.jsonl", 4.0, seed=1)
-    assert main(["advise", "--self", own, "--external", external, "--reward_scale", "3", "--beta", "0.5"]) == 0
+    """The external samples are so much better that their labels say nothing: a better target, but a dearer one."""
+    rng = np.random.default_rng(0)
+    for name, lead in (("self", 0.3), ("external", 8.0)):
+        lines = []
+        for prompt in range(120):
+            logs, reward = rng.uniform(-50, -40, size=2), rng.normal()
+            lines.append(
+                {"prompt": prompt // 4, "reward_chosen": reward + lead, "reward_rejected": reward}
+                | {f"student_logprob_{side}": log for side, log in zip(("chosen", "rejected"), logs, strict=True)}
+                | {f"teacher_logprob_{side}": log for side, log in zip(("chosen", "rejected"), logs, strict=True)}
+            )
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = ["--self", str(tmp_path / "self.jsonl"), "--external", str(tmp_path / "external.jsonl")]
+    assert main(["advise", *files, "--beta", "0.5"]) == 0
     screen = capsys.readouterr().out
     assert "no recommendation" in screen and "give the dimension, or features, to decide" in screen
 
@@ -92,7 +103,7 @@ def test_advice_without_a_dimension_may_depend(tmp_path, capsys):
 def test_pairs_without_a_reward_are_counted(tmp_path, capsys):
     own = write_pilot(tmp_path / "self.jsonl", 0.2)
     lines = Path(own).read_text().splitlines()
-    for index in range(3):
+    for index in (0, 4, 8):
         lines[index] = json.dumps(json.loads(lines[index]) | {"reward_chosen": None})
     (tmp_path / "holes.jsonl").write_text("\n".join(lines))
     pilot, left_out = read_pilot(tmp_path / "holes.jsonl")
@@ -105,9 +116,10 @@ def test_pairs_without_a_reward_are_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"reward_chosen": "high"}, "line 2: reward_chosen must be a finite number, got 'high'"),
-        ({"reward_chosen": True}, "must be a finite number, got True"),
+        ({"reward_chosen": "high"}, "line 2: reward_chosen must be a finite number below 1e100, got 'high'"),
+        ({"reward_chosen": True}, "must be a finite number below 1e100, got True"),
         ({"teacher_logprob_rejected": math.nan}, "teacher_logprob_rejected must be a finite number"),
+        ({"reward_chosen": 10**400}, "reward_chosen must be a finite number below 1e100"),
         ({"student_logprob_chosen": 2.0}, "student_logprob_chosen is 2.0; a log-probability is not above 0"),
         ({"features_chosen": [1.0]}, "features_rejected must be a list of finite numbers"),
         ({"features_chosen": [1.0], "features_rejected": [2.0]}, "features of one length, or none"),
@@ -154,6 +166,21 @@ def test_crossover_prints_and_writes(tmp_path, capsys):
     assert table["self"]["bias"] - table["external"]["bias"] == pytest.approx(0.05)
     assert table["simulated"]["sample_size"] == pytest.approx(table["predicted"], rel=0.2)
     assert (tmp_path / "crossover.png").stat().st_size > 10_000
+
+
+def test_equal_targets_and_crossings_that_never_come(capsys):
+    assert main(["theory", "crossover", "--advantage", "0", "--overlap", "0.2"]) == 0
+    assert "The self-teacher is preferable at every number of pairs" in capsys.readouterr().out
+    assert main(["theory", "crossover", "--advantage", "0.2", "--overlap", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "Simulated: no crossing" in out and "nan" not in out
+
+
+@pytest.mark.parametrize("dimension", ["1", "8"])
+def test_dimensions_out_of_range_are_refused(capsys, dimension):
+    with pytest.raises(SystemExit):
+        main(["theory", "crossover", "--advantage", "0.1", "--overlap", "0.2", "--dimension", dimension])
+    assert "--dimension" in capsys.readouterr().err
 
 
 def test_an_advantage_out_of_reach_is_an_error(capsys):

@@ -16,6 +16,9 @@ from scipy.special import expit
 from pbsd.theory.tabular import Array, optimality_gap
 from pbsd.theory.worlds import PairDesign, World, Yardstick
 
+# Values closer than this, in units of reward, are the same: what is left is rounding.
+TIE = 1e-12
+
 
 def sigmoid_slope(x: Array) -> Array:
     """sigmoid'(x), which is what a label says about its margin: 1/4 at 0, e^-|x| far out."""
@@ -205,6 +208,8 @@ class Crossover:
 def crossover(own: Expansion, external: Expansion) -> Crossover:
     """n* = (c_external - c_self) / (b_self - b_external) with c the constants of the two expansions."""
     slope, gap = external.constant - own.constant, own.bias - external.bias
+    if abs(gap) < TIE:
+        gap = 0.0
     if slope == 0.0 and gap == 0.0:
         return Crossover(float("nan"), "self")
     below: Literal["self", "external"] = "self" if slope > 0.0 or (slope == 0.0 and gap < 0.0) else "external"

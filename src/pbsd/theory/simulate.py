@@ -144,7 +144,7 @@ class SimulatedCrossover:
 
     Attributes:
         sample_size: the last change of sign, interpolated in log n; nan when there is none.
-        low, high: its 95% quantiles over redraws of the differences within their errors.
+        low, high: 95% quantiles of the last change over redraws of the differences within their errors.
         changes: how many changes of sign there are. At sizes where many fits are separable there may be more than one.
     """
 
@@ -180,8 +180,9 @@ def crossover(
     last = [roots[-1] for roots in redraws if len(roots)]
     low, high = np.quantile(last, (0.025, 0.975)) if last else (np.nan, np.nan)
     roots = _roots(n_K, difference)
-    found = float(roots[-1]) if len(roots) else float("nan")
-    return SimulatedCrossover(n_K, difference, error, found, float(low), float(high), len(roots))
+    if not len(roots):
+        return SimulatedCrossover(n_K, difference, error, np.nan, np.nan, np.nan, 0)
+    return SimulatedCrossover(n_K, difference, error, float(roots[-1]), float(low), float(high), len(roots))
 
 
 def _roots(n_K: Array, difference_K: Array) -> Array:

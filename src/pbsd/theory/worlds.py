@@ -186,14 +186,16 @@ def self_and_external(
         yardstick: what the targets are worth, their expected reward or their `World.soft_value`.
 
     Raises:
-        ValueError: an overlap outside (0, 1), or an advantage that no tilt reaches.
+        ValueError: fewer than two features, an overlap outside (0, 1), or an advantage that no tilt reaches.
     """
+    if dimension < 2:
+        raise ValueError(f"dimension must be at least 2, a quality and a style; got {dimension}")
     for name, value in (("overlap", overlap), ("self_overlap", self_overlap)):
         if not 0.0 < value < 1.0:
             raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
     qualities = np.array(list(product((-1.0, 0.0, 1.0), repeat=dimension - 1)))
     features = np.vstack([np.column_stack([qualities, np.full(len(qualities), style)]) for style in (0.0, 1.0)])
-    theta = np.append(np.full(dimension - 1, 1.0 / np.sqrt(max(dimension - 1, 1))), style_gap)
+    theta = np.append(np.full(dimension - 1, 1.0 / np.sqrt(dimension - 1)), style_gap)
 
     def tilted(tilt: float, own_style: float) -> Array:
         quality = softmax(tilt * qualities @ theta[:-1])
