@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/.installed
 
+# bfcl-eval is for tests/parity: its checker and data are plain files, but its dependencies would change this environment.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps bfcl-eval
 	touch $@
 
 quickstart: setup

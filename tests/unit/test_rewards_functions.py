@@ -50,6 +50,13 @@ def test_tool_call_by_name_takes_tools_when_the_data_has_them(closing):
     assert required_columns(reward) == {"answer"}
 
 
+def test_the_papers_scorer_by_name(closing):
+    reward = closing(resolve({"name": "tool_call", "scorer": "paper_parity", "columns": {"expected": "golden_answer"}}))
+    golden = [[{"Action": "f", "Action_Input": '{"a": 1}'}]] * 2
+    text = 'Action: f\nAction Input: {"a": 1}'
+    assert reward([text, f"<think>{text}</think>\n{text}"], golden_answer=golden) == [1.0, 0.0]
+
+
 def test_format_matches_the_whole_completion_across_lines(closing):
     reward = closing(resolve({"name": "format", "pattern": "<a>.*</a>"}))
     assert reward(["<a>x\ny</a>", "<a>x</a> and more", "so <a>x</a>"]) == [1.0, 0.0, 0.0]
@@ -89,8 +96,9 @@ def test_missing_and_short_columns_are_named(closing):
         ("format", "needs the option 'pattern'"),
         ({"name": "format", "pattern": "("}, "is not a regular expression"),
         ({"name": "format", "pattern": 5}, "is not a regular expression"),
-        ({"name": "tool_call", "scorer": "loose"}, "scorer 'loose' is unknown; use one of strict"),
-        ({"name": "tool_call", "syntax": "xml"}, "use one of auto, json, python, hermes"),
+        ({"name": "tool_call", "scorer": "loose"}, "scorer 'loose' is unknown; use one of strict, paper_parity"),
+        ({"name": "tool_call", "syntax": "xml"}, "use one of auto, json, python, hermes, action"),
+        ({"name": "tool_call", "syntax": "json", "scorer": "paper_parity"}, "reads the syntax 'action' only"),
         ("no_such_module:f", "'no_such_module' cannot be imported .* have its folder on PYTHONPATH"),
         ("math:sqr", "math has no function 'sqr', did you mean 'sqrt'"),
         ("math:pi", "math has no function 'pi'"),
@@ -148,6 +156,11 @@ def test_a_users_own_grader_runs_in_the_pool(closing):
         ([{"role": role, "content": role[0]} for role in ("assistant", "tool", "assistant")], "a\na"),
         ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}], "a"),
         ([{"role": "assistant", "content": None}], ""),
+        (
+            [{"role": "assistant", "content": "a", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}],
+            'a\n<tool_call>\n{"name": "f"}\n</tool_call>',
+        ),
+        ([{"role": "assistant", "tool_calls": [{"name": "f"}]}], '<tool_call>\n{"name": "f"}\n</tool_call>'),
         ([], ""),
     ],
 )
@@ -155,7 +168,17 @@ def test_the_text_of_a_completion(completion, text):
     assert completion_text(completion, 0) == text
 
 
-@pytest.mark.parametrize("completion", [None, 5, ["a"], [{"content": "a"}], [{"role": "assistant", "content": 5}]])
+@pytest.mark.parametrize(
+    "completion",
+    [
+        None,
+        5,
+        ["a"],
+        [{"content": "a"}],
+        [{"role": "assistant", "content": 5}],
+        [{"role": "assistant", "tool_calls": ["f"]}],
+    ],
+)
 def test_what_is_not_a_completion_is_named_with_its_position(completion):
     with pytest.raises(ValueError, match="completion 3"):
         completion_text(completion, 3)

@@ -1,8 +1,35 @@
-"""Final-answer mathematics. Every expected outcome is derived by hand from the rule in `math.grade`'s docstring."""
+"""Final-answer mathematics. Expected outcomes are derived by hand from the rule in `math.grade`'s docstring.
+
+`fixtures/math_cases.json` holds awkward cases with the outcome that a careful teacher would give and why; where the
+grader cannot follow (`known_limit`), the outcome that it has, and `why` says what the teacher would say.
+"""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from pbsd.rewards.math import grade
+from pbsd.rewards import GraderPool
+from pbsd.rewards.grade import JUDGED
+from pbsd.rewards.math import grade, reference
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+
+CASES = json.loads((Path(__file__).parent / "fixtures/math_cases.json").read_text("utf-8"))
+QUICK = [case for case in CASES if case["outcome"] != "timeout"]
+SLOW = [case["completion"] for case in CASES if case["outcome"] == "timeout"]
+HANGING = [*SLOW, r"\boxed{9^{9^{9^9}}}"]
+
+# What models write, but for powers and factorials, which may take for ever: those are the pool's matter.
+TOKENS = [
+    *"0123456789xyiABeE+-*/=<>|%$,.;:()[]{}_\\ \n#'\"&~`½²√∞π°\u2212\u2013\uff17",
+    r"\boxed{", r"\frac", r"\sqrt{", r"\text{", r"\{", r"\}", r"\pm", r"\cup", r"\pi", r"\infty", r"\circ",
+    r"\overline{", r"\begin{pmatrix}", r"\end{pmatrix}", r"\left(", r"\right)", r"\in", r"\sin", r"\log_", "####",
+    "<think>", "</think>", "<answer>", "</answer>", "the answer is ", " or ", " and ", "cm", "PM", "12:30",
+]  # fmt: skip
 
 CORRECT = [
     # completion, answer
@@ -88,7 +115,7 @@ def test_a_comparison_that_fails_is_an_error_and_not_a_wrong_answer(monkeypatch)
         raise RecursionError("too deep")
 
     monkeypatch.setattr("math_verify.grader.sympy_expr_eq", fail)
-    result = grade(r"\boxed{1}", "1")
+    result = grade(r"\boxed{x+2}", "x+1")
     assert (result.outcome, result.score) == ("error", None)
     assert "RecursionError: too deep" in result.reason
 
@@ -100,4 +127,80 @@ def test_no_alarm_is_set_because_the_pool_holds_the_clock(monkeypatch):
         raise AssertionError("an alarm was set")
 
     monkeypatch.setattr("signal.alarm", refuse)
-    assert grade(r"\boxed{1}", "1").outcome == "correct"
+    assert grade(r"\boxed{2/2}", "1").outcome == "correct"
+
+
+@pytest.mark.parametrize("case", QUICK, ids=[f"{case['why']}: {case['answer']}"[:80] for case in QUICK])
+def test_awkward_case(case):
+    result = grade(case["completion"], case["answer"])
+    assert result.outcome == case["outcome"], f"{case['why']}: {result.reason}"
+
+
+def test_the_fixture_is_large_varied_and_mostly_without_limits():
+    assert len({(case["completion"], case["answer"]) for case in CASES}) == len(CASES) >= 400
+    outcomes = [case["outcome"] for case in CASES]
+    assert min(outcomes.count("correct"), outcomes.count("wrong")) > 150
+    assert sum(case.get("known_limit", False) for case in CASES) <= 4
+    assert all(case["why"] for case in CASES)
+
+
+def test_a_case_that_hangs_is_a_timeout_in_the_pool_and_costs_no_other():
+    calls = [{"completion": completion, "answer": "7"} for hanging in HANGING for completion in (hanging, "7")]
+    with GraderPool(timeout=4) as pool:
+        grades = pool.map("pbsd.rewards.math:grade", calls)
+    assert [(grade.outcome, grade.score) for grade in grades] == [("timeout", None), ("correct", 1.0)] * len(HANGING)
+
+
+@pytest.mark.parametrize("wrapping", ["{}", r"\boxed{{{}}}"])
+def test_code_in_an_answer_is_not_run(tmp_path, wrapping):
+    path = tmp_path / "made"
+    for code in (f"open({str(path)!r}, 'w')", f"__import__('pathlib').Path({str(path)!r}).touch()"):
+        assert grade(wrapping.format(code), "7").outcome != "correct"
+        assert grade("7", wrapping.format(code)).outcome != "correct"
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        ("48/2 = 24\n48 + 24 = 72\n#### 72", "72"),  # GSM8K
+        ("He pays $1,200.\n#### 1,200", "1,200"),
+        (r"So $x^2 = 9$ and $x = \boxed{\pm 3}$.", r"\pm 3"),  # MATH
+        (r"\frac{3}{4}", r"\frac{3}{4}"),
+        (18, "18"),
+        ("north", "north"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_bare_reference_of_a_data_sets_answer(answer, bare):
+    assert reference(answer) == bare
+
+
+@pytest.mark.parametrize("answer", sorted({case["answer"] for case in QUICK if case["outcome"] == "correct"}))
+def test_every_reference_is_correct_against_itself(answer):
+    assert grade(f"\\boxed{{{reference(answer)}}}", answer).outcome == "correct"
+
+
+@settings(UNHURRIED, max_examples=150)
+@given(
+    st.lists(st.sampled_from(TOKENS), max_size=25).map("".join) | st.text(max_size=80).filter(lambda t: "!" not in t)
+)
+@example("x" + "%" * 3)
+@example(r"\boxed{x\%}")
+@example(r"0.\overline{" + "3" * 60 + "}")
+def test_no_text_makes_the_grader_raise_and_only_judged_ones_have_a_score(text):
+    for answer in ("7", "x^2+1", r"\{1,2\}", "(B)", "north", r"50\%"):
+        result = grade(text, answer)
+        assert (result.outcome in JUDGED) == (result.score in (0.0, 1.0))
+    assert grade("7", text).outcome in (*JUDGED, "error")
+
+
+BOXED = [case for case in QUICK if re.match(r"The answer is \$\\boxed", case["completion"])]
+PROSE = st.text("abcdefghijklm, .\n\t", max_size=60)
+
+
+@settings(UNHURRIED, max_examples=150)
+@given(st.sampled_from(BOXED), PROSE, PROSE)
+def test_text_around_a_box_changes_nothing(case, before, after):
+    assert grade(f"{before} {case['completion']} {after}", case["answer"]).outcome == case["outcome"]

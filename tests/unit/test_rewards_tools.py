@@ -3,8 +3,15 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pbsd.rewards.tools import grade
+from pbsd.rewards.grade import JUDGED
+from pbsd.rewards.text import completion_text
+from pbsd.rewards.tool_syntax import SYNTAXES
+from pbsd.rewards.tools import SCORERS, grade
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 AREA = [{"triangle_area": {"base": [10], "height": [5], "unit": ["units", ""]}}]  # BFCL simple_python_0
 FACTORIAL = [{"math.factorial": {"number": [5]}}]
@@ -13,6 +20,10 @@ PLAIN = [{"name": "f", "arguments": {"a": 1, "b": "x y", "flag": True}}]
 
 def tagged(*calls):
     return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+
+
+def actions(*pairs):
+    return "\n".join(f"Action: {name}\nAction Input: {arguments}" for name, arguments in pairs)
 
 
 def call(name, **arguments):
@@ -32,7 +43,18 @@ def call(name, **arguments):
         json.dumps(
             [{"type": "function", "function": {"name": "triangle_area", "arguments": '{"base":10,"height":5}'}}]
         ),
+        json.dumps(
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "call_1", "type": "function", "function": call("triangle_area", base=10, height=5)}
+                ],
+            }
+        ),
         "I call it.\n" + tagged(call("triangle_area", base=10, height=5)),
+        'Thought: an area.\nAction: triangle_area\nAction Input: {"base": 10, "height": 5}\nObservation: 25',
+        'Action: triangle_area\nAction Input: {\n  "base": 10,\n  "height": 5\n}',
         "<think>triangle_area(base=1)</think>\ntriangle_area(base=10, height=5)",
     ],
 )
@@ -78,6 +100,16 @@ def test_a_readable_but_different_call_is_wrong_and_says_where(completion, why):
         '<tool_call>{"name": "triangle_area", "arguments": {"base": 10, "height": 5}}',  # not closed
         tagged(call("triangle_area", base=10, height=5)) + "<tool_call>{",
         "<think>triangle_area(base=10, height=5)",
+        "Action: triangle_area",
+        'Action: triangle_area\nAction Input: {"base": 10, "height": 5',
+        'Action: triangle_area\nAction Input: {"base": 10, "base": 10, "height": 5}',
+        'Action: triangle_area\nAction Input: {"base": 10, "height": 5} or so',
+        "Action: triangle_area\nAction Input: [10, 5]",
+        'Action: \nAction Input: {"base": 10, "height": 5}',
+        'Action: triangle_area\nAction Input: {"base": 10, "height": 5}\nAction Input: {"base": 10, "height": 5}',
+        'Action Input: {"base": 10, "height": 5}\nAction: triangle_area',
+        'Action: triangle_area\nAction: triangle_area\nAction Input: {}\nAction Input: {"base": 10, "height": 5}',
+        'Action: triangle_area\nAction Input: {"base": ' + "[" * 100_000,
         "[" * 100_000,
         "(" * 100_000,
     ],
@@ -151,30 +183,31 @@ def test_several_calls_match_in_any_order_and_one_to_one():
     assert grade("play(artist='B')\nplay(artist='A')", expected).outcome == "correct"
     assert grade(tagged(call("play", artist="A"), call("play", artist="A")), expected).outcome == "correct"
     assert grade("[play(artist='B'), play(artist='B')]", expected).outcome == "wrong"
+    assert grade("[play(artist='A'), play(artist='C')]", expected).outcome == "wrong"  # both want the first call
     assert grade("play(artist='A')", expected).outcome == "wrong"
 
 
 def test_no_call_is_expected():
     assert grade("Hello, no tool is needed.", []).outcome == "correct"
     assert grade("f(a=1)", []).outcome == "wrong"
+    assert grade("Action: f\nAction Input: {}", []).outcome == "wrong"
+    # A call that was tried and cannot be read is not the silence that was asked for.
+    assert grade('<tool_call>{"name": "f", "arguments": {', []).outcome == "unparsed"
+    assert grade("Action: f\nAction Input: {", []).outcome == "unparsed"
+    assert grade("<think>no tool is needed", []).outcome == "unparsed"
 
 
 def test_syntax_can_be_demanded():
-    python, tags, plain = (
-        "math.factorial(number=5)",
-        tagged(call("math.factorial", number=5)),
-        call("math.factorial", number=5),
-    )
-    outcomes = {
-        syntax: [grade(text, FACTORIAL, syntax=syntax).outcome for text in (python, tags, json.dumps(plain))]
-        for syntax in ("auto", "python", "hermes", "json")
+    written = {
+        "python": "math.factorial(number=5)",
+        "hermes": tagged(call("math.factorial", number=5)),
+        "json": json.dumps(call("math.factorial", number=5)),
+        "action": 'Action: math.factorial\nAction Input: {"number": 5}',
     }
-    assert outcomes == {
-        "auto": ["correct", "correct", "correct"],
-        "python": ["correct", "unparsed", "unparsed"],
-        "hermes": ["unparsed", "correct", "unparsed"],
-        "json": ["unparsed", "unparsed", "correct"],
-    }
+    for syntax in SYNTAXES:
+        for own, text in written.items():
+            outcome = "correct" if syntax in ("auto", own) else "unparsed"
+            assert grade(text, FACTORIAL, syntax=syntax).outcome == outcome, (syntax, own)
 
 
 def test_expected_and_tools_may_be_json_strings():
@@ -195,7 +228,15 @@ def test_expected_and_tools_may_be_json_strings():
         ({"type": "array", "items": {"type": "float"}}, [[1, 2]], [1, 2.0], "correct"),
         ({"type": "array"}, [[1, 2]], (1, 2), "wrong"),
         ({"type": "tuple"}, [[1, 2]], (1, 2), "correct"),
-        ({"type": "string"}, [5], 5.0, "correct"),  # the reference itself breaks the declaration
+        ({"type": "integer"}, [1], True, "wrong"),
+        ({"type": "boolean"}, [True], 1, "wrong"),
+        # The reference itself breaks the declaration: then the value must be just that.
+        ({"type": "string"}, [5], 5, "correct"),
+        ({"type": "string"}, [5], 5.0, "wrong"),
+        ({"type": "array"}, ["data['x']"], "data['x']", "correct"),
+        ({"type": "array"}, ["data['x']"], "DATA['x']", "wrong"),
+        ({"type": "array", "items": {"type": "integer"}}, [["a b"]], ["A b"], "correct"),
+        ({"type": "array", "items": {"type": "integer"}}, [["a b"]], ("a b",), "wrong"),
         ({"type": "any"}, [5], 5.0, "correct"),
         ({}, [5], 5.0, "correct"),
     ],
@@ -211,6 +252,60 @@ def test_a_required_argument_cannot_be_left_out_although_the_reference_allows_it
     tools = [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}]
     assert grade("f()", expected).outcome == "correct"
     assert grade("f()", expected, tools).outcome == "wrong"
+
+
+def test_an_argument_that_the_tool_does_not_declare_or_requires_beyond_the_reference_is_wrong():
+    expected = [{"f": {"a": [1], "b": [2, ""]}}]
+    declares_a = [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}]
+    assert [grade(text, expected, declares_a).outcome for text in ("f(a=1)", "f(a=1, b=2)")] == ["correct", "wrong"]
+    requires_c = [{"name": "f", "parameters": {"properties": {"a": {}, "c": {}}, "required": ["a", "c"]}}]
+    assert "'c' is missing" in grade("f(a=1)", expected, requires_c).reason
+    assert grade("f(a=1, b=2)", expected, [{"name": "f", "parameters": {}}]).outcome == "correct"  # declares nothing
+
+
+@pytest.mark.parametrize(
+    ("completion", "outcome"),
+    [
+        ("f(a=1)", "correct"),
+        ("f(a=1, unit='m')", "correct"),  # the declared default, said aloud
+        ("f(a=1, size=3, unit='m')", "correct"),
+        ("f(a=1, unit='M')", "wrong"),
+        ("f(a=1, size=4)", "wrong"),
+        ("f(a=1, size=3.0)", "wrong"),  # declared an integer
+        ("f(size=3)", "wrong"),  # `a` is required, its default does not matter
+    ],
+)
+def test_in_the_plain_form_an_optional_argument_may_be_left_out_or_given_as_its_default(completion, outcome):
+    """The reference says size=3, the declared default, and leaves out `unit`, whose declared default is 'm'."""
+    properties = {
+        "a": {"type": "integer", "default": 1},
+        "size": {"type": "integer", "default": 3},
+        "unit": {"type": "string", "default": "m"},
+    }
+    tools = [{"name": "f", "parameters": {"properties": properties, "required": ["a"]}}]
+    assert grade(completion, [call("f", a=1, size=3)], tools).outcome == outcome
+    assert grade("f(a=1)", [call("f")], tools).outcome == "wrong"  # the default of a required argument is not used
+    assert grade("f(a=1, unit='m')", [call("f", a=1)]).outcome == "wrong"  # without a schema there is no default
+
+
+def test_toolalpacas_golden_answers_are_a_plain_form():
+    golden = [{"Action": "search", "Action_Input": '{"color": "wild", "page": 1}'}, {"Action": "random"}]
+    right = 'Action: random\nAction Input: {}\nAction: search\nAction Input: {"page": 1, "color": "wild"}'
+    assert grade(right, golden).outcome == "correct"
+    assert grade(right.replace("wild", "Wild"), golden).outcome == "wrong"
+    assert grade(right, [{"Action": "search", "Action_Input": "{"}]).outcome == "error"
+
+
+def test_the_tool_calls_of_chat_messages_are_graded():
+    function = {"name": "triangle_area", "arguments": '{"base": 10, "height": 5}'}
+    message = {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    assert grade(completion_text([message], 0), AREA).outcome == "correct"
+    assert grade(completion_text([{**message, "content": None}], 0), AREA, syntax="hermes").outcome == "correct"
+    assert grade(completion_text([message, message], 0), AREA).outcome == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +328,58 @@ def test_an_unreadable_reference_is_an_error(expected, tools, why):
 
 
 def test_unknown_options_name_the_valid_ones():
-    with pytest.raises(ValueError, match="scorer 'loose' is unknown; use one of strict"):
+    with pytest.raises(ValueError, match="scorer 'loose' is unknown; use one of strict, paper_parity"):
         grade("", FACTORIAL, scorer="loose")
-    with pytest.raises(ValueError, match="syntax 'xml' is unknown; use one of auto, json, python, hermes"):
+    with pytest.raises(ValueError, match="syntax 'xml' is unknown; use one of auto, json, python, hermes, action"):
         grade("", FACTORIAL, syntax="xml")
+    with pytest.raises(ValueError, match="'paper_parity' reads the syntax 'action' only, not 'json'"):
+        grade("", PLAIN, scorer="paper_parity", syntax="json")
+
+
+TOKENS = [
+    *"0123 abf_.,:=()[]{}'\"\\\n-+*<>/", "Action: ", "\nAction Input: ", "<tool_call>", "</tool_call>", "<think>",
+    "</think>", '{"name": "f", "arguments": ', '{"a": 1}', "f(a=1", "True", "null", "```json\n", "```",
+    '"tool_calls"', "lambda: 1",
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(TOKENS), max_size=25).map("".join) | st.text(max_size=80)
+
+
+@settings(UNHURRIED, max_examples=200)
+@given(TEXTS, st.sampled_from(SYNTAXES))
+def test_no_text_makes_the_grader_raise_and_only_judged_ones_have_a_score(text, syntax):
+    for expected in (FACTORIAL, PLAIN, [{"Action": "f", "Action_Input": '{"a": 1}'}], [], text):
+        for scorer in SCORERS if syntax in ("auto", "action") else ("strict",):
+            result = grade(text, expected, text, syntax=syntax, scorer=scorer)
+            assert (result.outcome in JUDGED) == (result.score in (0.0, 1.0))
+            assert grade(text, expected, syntax=syntax, scorer=scorer).outcome in (*JUDGED, "error")
+
+
+@pytest.mark.parametrize("value", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_a_deeply_nested_value_is_wrong_and_a_deeply_nested_reference_an_error(value):
+    completion = json.dumps(call("f", a=0)).replace("0", value)
+    assert grade(completion, [call("f", a=1)]).outcome == "wrong"
+    assert grade(completion, [{"f": {"a": ["x"]}}]).outcome == "wrong"
+    assert grade(completion, json.dumps([call("f", a=0)]).replace("0", value)).outcome == "error"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES)
+
+
+@settings(UNHURRIED, max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from(["f", "g.h"]), ARGUMENTS), min_size=1, max_size=3), st.randoms())
+def test_any_plain_calls_are_correct_in_every_syntax_and_order_and_not_without_one(calls, random):
+    expected = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    shuffled = random.sample(expected, len(expected))
+    python = "\n".join(
+        f"{c['name']}({', '.join(f'{key}={value!r}' for key, value in c['arguments'].items())})" for c in shuffled
+    )
+    pairs = [(c["name"], json.dumps(c["arguments"])) for c in shuffled]
+    for text in (json.dumps(shuffled), tagged(*shuffled), python, "So:\n" + actions(*pairs) + "\nObservation: done"):
+        assert grade(f"\n {text}\n", expected).outcome == "correct"
+    assert grade(json.dumps(shuffled[1:]), expected).outcome == "wrong"
+    assert grade(json.dumps([*shuffled, shuffled[0]]), expected).outcome == "wrong"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,10 @@ def completion_text(completion: Any, position: int) -> str:
     """The text of one completion: a string, or chat messages, of which the assistant's contents are joined by newlines.
 
     A content may be a string, None (a message that holds only tool calls) or a list of parts, of which the `text` parts
-    count. `position` is the completion's place in the batch, for the message.
+    count. A message's `tool_calls` follow its content as Hermes tags, as Qwen's template writes them. `position` is the
+    completion's place in the batch, for the message.
 
-    Raises ValueError when the completion is neither a string nor chat messages.
+    Raises ValueError when the completion is neither a string nor chat messages, or its tool calls are no objects.
     """
     if isinstance(completion, str):
         return completion
@@ -21,7 +23,16 @@ def completion_text(completion: Any, position: int) -> str:
             f"completion {position} is {completion!r:.200}; give a string or a list of messages "
             '[{"role": "assistant", "content": "..."}]'
         )
-    return "\n".join(_content_text(m.get("content"), position) for m in completion if m["role"] == "assistant")
+    return "\n".join(_message_text(m, position) for m in completion if m["role"] == "assistant")
+
+
+def _message_text(message: Mapping[str, Any], position: int) -> str:
+    content = _content_text(message.get("content"), position)
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError(f"completion {position} has the tool calls {calls!r:.200}; give a list of objects")
+    tags = [f"<tool_call>\n{json.dumps(call.get('function', call))}\n</tool_call>" for call in calls]
+    return "\n".join([content, *tags]) if content else "\n".join(tags)
 
 
 def _content_text(content: Any, position: int) -> str:

@@ -1,4 +1,4 @@
-"""Tool calls as models write them: JSON, Hermes/Qwen tags, or Python calls. Nothing is evaluated."""
+"""Tool calls as models write them: JSON, Hermes/Qwen tags, Action lines or Python calls. Nothing is evaluated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import re
 import warnings
 from typing import Any, NamedTuple
 
-SYNTAXES = ("auto", "json", "python", "hermes")
+SYNTAXES = ("auto", "json", "python", "hermes", "action")
 
 _TAG = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _FENCE = re.compile(r"```[a-z_]*\n(.*?)```", re.DOTALL)
+_ACTION = re.compile(r"^[ \t]*Action:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_ACTION_INPUT = re.compile(r"^[ \t]*Action Input:\s*", re.MULTILINE)
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
 
 
@@ -26,20 +28,28 @@ def parse_calls(text: str, syntax: str) -> list[Call]:
     """The calls written in `text`, in order.
 
     - `hermes`: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, with any prose around the tags;
+    - `action`: lines `Action: name`, each followed by `Action Input: {...}`, as in ToolAlpaca, with any prose around;
     - `json`: the whole text, or its only code fence, is a call object or a list of them; also OpenAI's
-      `{"function": {"name": ..., "arguments": "<json>"}}`;
+      `{"function": {"name": ..., "arguments": "<json>"}}` and a message `{"tool_calls": [...]}` of those;
     - `python`: likewise `f(a=1)`, `[f(a=1), m.g(b="x")]`, or one call a line; values are literals, all named;
-    - `auto`: hermes when there is a tag, else JSON, else Python.
+    - `auto`: hermes when there is a tag, else action when there is such a line, else JSON, else Python.
 
     Raises ValueError, saying what could not be read, when the text is not wholly such calls.
     """
     if syntax == "hermes" or (syntax == "auto" and "<tool_call>" in text):
         return _hermes_calls(text)
+    if syntax == "action" or (syntax == "auto" and _ACTION.search(text)):
+        return _action_calls(text)
     fences = _FENCE.findall(text)
     body = (fences[0] if len(fences) == 1 else text).strip()
     if syntax == "json" or (syntax == "auto" and _is_json(body)):
         return json_calls(load_json(body))
     return _python_calls(body)
+
+
+def looks_like_call(text: str) -> bool:
+    """Does the text hold a mark that only calls have, a tag or an Action line, whether or not it can be read?"""
+    return "<tool_call>" in text or _ACTION.search(text) is not None
 
 
 def load_json(text: str) -> Any:
@@ -51,7 +61,9 @@ def load_json(text: str) -> Any:
 
 
 def json_calls(value: Any) -> list[Call]:
-    """A call object or a list of call objects. Raises ValueError when it is neither."""
+    """A call object, a list of call objects, or a message with `tool_calls`. Raises ValueError when it is neither."""
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
+        value = value["tool_calls"]
     return [_json_call(item) for item in (value if isinstance(value, list) else [value])]
 
 
@@ -90,6 +102,28 @@ def _hermes_calls(text: str) -> list[Call]:
     if not bodies or len(bodies) != text.count("<tool_call>"):
         raise ValueError("no closed <tool_call>...</tool_call>")
     return [call for body in bodies for call in json_calls(load_json(body))]
+
+
+def _action_calls(text: str) -> list[Call]:
+    names = list(_ACTION.finditer(text))
+    if len(names) != len(_ACTION_INPUT.findall(text)):
+        raise ValueError("the lines `Action:` and `Action Input:` do not pair off")
+    ends = [*(name.start() for name in names[1:]), len(text)]
+    return [_action_call(name[1], text[name.end() : end]) for name, end in zip(names, ends, strict=True)]
+
+
+def _action_call(name: str, rest: str) -> Call:
+    start = _ACTION_INPUT.search(rest)
+    if not name or start is None:
+        raise ValueError(f"Action {name!r:.100} has no name or no Action Input")
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    try:
+        arguments, end = decoder.raw_decode(rest, start.end())
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    if not isinstance(arguments, dict) or rest[end:].partition("\n")[0].strip():
+        raise ValueError(f"the Action Input of {name!r:.100} is not one JSON object")
+    return Call(name, arguments)
 
 
 def _python_calls(text: str) -> list[Call]:

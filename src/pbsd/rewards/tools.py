@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pbsd.rewards import paper_parity
 from pbsd.rewards.grade import Grade, correct, error, unparsed, wrong
 from pbsd.rewards.text import final_text
-from pbsd.rewards.tool_syntax import SYNTAXES, Call, json_calls, load_json, parse_calls
+from pbsd.rewards.tool_syntax import SYNTAXES, Call, json_calls, load_json, looks_like_call, parse_calls
 
-SCORERS = ("strict",)
+SCORERS = ("strict", "paper_parity")
 
 _LEFT_OUT = ""  # BFCL's mark, among an argument's accepted values, that it may be left out
 _PUNCTUATION = re.compile(r"[ ,./\-_*^]")
@@ -35,45 +36,61 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "auto", scorer: str = "strict") -> Grade:
     """Does the completion make exactly the expected tool calls, in any order?
 
-    `expected`: a list (or its JSON) of calls, each either in BFCL's possible-answer form
-    `{name: {argument: [accepted values, "" when it may be left out]}}`, where strings are compared without case, spaces
-    and the characters `,./-_*^`, or `{"name": ..., "arguments": {...}}`, where they are compared exactly. In both, 1
-    equals 1.0, true never equals 1, and a tuple equals the list of its items (but is no declared array). An empty list
-    expects no call at all.
+    `expected`: a list (or its JSON) of calls. An empty list expects no call at all. A call is either in BFCL's
+    possible-answer form `{name: {argument: [accepted values, "" when it may be left out]}}`, where strings are compared
+    without case, spaces and the characters `,./-_*^`; or plain, `{"name": ..., "arguments": {...}}` or ToolAlpaca's
+    `{"Action": ..., "Action_Input": "<json>"}`, where they are compared exactly. In both, 1 equals 1.0, true never
+    equals 1, lists are ordered, objects are not, and a tuple equals the list of its items (but is no declared array).
 
-    `tools`: the JSON schemas of the functions (a list or its JSON). When given, the required arguments must be present
-    and a value's type must be the declared one, unless the accepted value itself breaks the declaration.
+    `tools`: the JSON schemas of the functions (a list or its JSON). When given, required arguments must be present,
+    undeclared ones absent, and a value (with its items) must have the declared type; an integer counts as a number or
+    float. Inside objects the accepted value alone decides. Where the accepted value itself is not of the declared type,
+    as BFCL's names of variables, a value must be of its type and equal it exactly. In the plain form an optional
+    argument with a declared `default` may be left out or given as that default, which is the same call.
 
     `syntax`: see `tool_syntax.parse_calls`. Only the text after a `</think>` counts.
 
+    `scorer`: `strict` is all of the above; `paper_parity` what SDFT's and SDPO's public code does, see `paper_parity`
+    (plain expected calls, the `action` syntax, and no use of `tools`).
+
     Returns `correct`, `wrong`, `unparsed` (no readable call) or `error` (`expected` or `tools` cannot be read).
-    Raises ValueError when `syntax` or `scorer` is unknown.
+    Raises ValueError when `syntax` or `scorer` is unknown, or they do not go together.
     """
     check_options(syntax=syntax, scorer=scorer)
     try:
-        wanted = [_Expected(item) for item in _listed(expected, "expected")]
-        schemas = None if tools is None else _schemas(tools)
-        if schemas is not None:
+        items = _listed(expected, "expected")
+        if scorer == "paper_parity":
+            return paper_parity.grade(completion, items)
+        wanted = [_Expected(item) for item in items]
+        if tools is not None:
+            schemas = _schemas(tools)
             for call in wanted:
                 call.attach(schemas)
     except ValueError as failure:
         return error(str(failure))
     text = final_text(completion)
-    try:
-        calls = parse_calls(text, syntax) if text is not None else []
-    except ValueError as failure:
-        return unparsed(str(failure)) if wanted else correct("no call was expected")
     if text is None:
         return unparsed("the completion ends inside <think>")
-    return _compare(calls, wanted)
+    try:
+        calls = parse_calls(text, syntax)
+    except ValueError as failure:
+        if wanted or looks_like_call(text):
+            return unparsed(str(failure))
+        return correct("no call was expected")
+    try:
+        return _compare(calls, wanted)
+    except RecursionError:
+        return error("an expected value is nested too deeply to be compared")
 
 
 def check_options(*, syntax: str = "auto", scorer: str = "strict") -> None:
-    """Raises ValueError when `syntax` or `scorer` is unknown, naming the valid ones."""
+    """Raises ValueError when `syntax` or `scorer` is unknown, naming the valid ones, or they do not go together."""
     if syntax not in SYNTAXES:
         raise ValueError(f"tool_call syntax {syntax!r} is unknown; use one of {', '.join(SYNTAXES)}")
     if scorer not in SCORERS:
         raise ValueError(f"tool_call scorer {scorer!r} is unknown; use one of {', '.join(SCORERS)}")
+    if scorer == "paper_parity" and syntax not in ("auto", "action"):
+        raise ValueError(f"tool_call scorer 'paper_parity' reads the syntax 'action' only, not {syntax!r}; use 'auto'")
 
 
 def _compare(calls: list[Call], wanted: list[_Expected]) -> Grade:
@@ -104,29 +121,29 @@ def _has_perfect_matching(fits: list[list[bool]]) -> bool:
 
 
 class _Expected:
-    """One expected call in either form: the accepted values of every argument, and the schema when there is one."""
+    """One expected call: the accepted values of every argument, and the function's schema when there is one.
+
+    `loose`: in BFCL's possible-answer form. `optional`: the arguments that may be left out.
+    """
 
     def __init__(self, item: Any) -> None:
         self.schema: Mapping[str, Any] = {}
-        self.loose = isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item.values())), dict)
-        self.loose = self.loose and "function" not in item
+        self.loose = _is_possible_answer(item)
         if self.loose:
-            self.name, accepted = next(iter(item.items()))
-            for argument, values in accepted.items():
-                if not isinstance(values, list):
-                    raise ValueError(
-                        f"expected call {self.name}: argument {argument!r} holds {values!r:.100}; give the list of its "
-                        "accepted values (store `expected` as a JSON string, so that tables do not fill it up)"
-                    )
-            self.accepted: dict[str, list[Any]] = accepted
+            self.name, self.accepted = _possible_answer(item)
+            self.optional = {argument for argument, options in self.accepted.items() if _LEFT_OUT in options}
         else:
-            self.name, arguments = json_calls(item)[0]
+            self.name, arguments = _plain_call(item)
             self.accepted = {argument: [value] for argument, value in arguments.items()}
+            self.optional = set()
 
     def attach(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the function's schema. Raises ValueError when the function is not among the tools."""
         if self.name not in schemas:
             raise ValueError(f"expected call {self.name} is not among the tools {sorted(schemas)}")
         self.schema = schemas[self.name].get("parameters") or {}
+        if not self.loose:
+            self._allow_defaults()
 
     def mismatch(self, call: Call) -> str | None:
         """Why `call` is not this call; None when it is."""
@@ -135,16 +152,29 @@ class _Expected:
         for argument, value in call.arguments.items():
             if argument not in self.accepted:
                 return f"argument {argument!r:.100} is not expected"
+            if "properties" in self.schema and argument not in self.schema["properties"]:
+                return f"argument {argument!r:.100} is not declared by the tool"
             if not any(self._accepts(argument, option, value) for option in self._options(argument)):
                 return f"argument {argument!r} is {value!r:.100}, accepted: {self.accepted[argument]!r:.200}"
-        for argument, options in self.accepted.items():
-            may_be_left_out = self.loose and _LEFT_OUT in options
-            if argument not in call.arguments and (not may_be_left_out or argument in self._required()):
+        for argument in {*self._required(), *self.accepted.keys() - self.optional}:
+            if argument not in call.arguments:
                 return f"argument {argument!r} is missing"
         return None
 
     def _required(self) -> Sequence[str]:
         return self.schema.get("required") or ()
+
+    def _declared(self, argument: str) -> Any:
+        return (self.schema.get("properties") or {}).get(argument) or {}
+
+    def _allow_defaults(self) -> None:
+        for argument in (self.schema.get("properties") or {}).keys() - set(self._required()):
+            declared = self._declared(argument)
+            if "default" not in declared:
+                continue
+            options = self.accepted.setdefault(argument, [declared["default"]])
+            if _equal(options[0], declared["default"], loose=False):
+                self.optional.add(argument)
 
     def _options(self, argument: str) -> list[Any]:
         # As in BFCL, an explicit "" also counts where strings are accepted; elsewhere the mark is not a value.
@@ -153,11 +183,37 @@ class _Expected:
         return options if not self.loose or all(isinstance(value, str) for value in values) else values
 
     def _accepts(self, argument: str, option: Any, value: Any) -> bool:
-        if not _equal(option, value, loose=self.loose):
-            return False
-        declared = (self.schema.get("properties") or {}).get(argument) or {}
-        # BFCL names variables by strings where another type is declared: then the reference is the rule.
-        return _has_type(value, declared) or not _has_type(option, declared)
+        declared = self._declared(argument)
+        if not _has_type(option, declared):  # then only the outermost type can be asked of the value
+            declared = {"type": declared.get("type")}
+        if not _has_type(option, declared):
+            return type(option) is type(value) and _equal(option, value, loose=False)
+        return _has_type(value, declared) and _equal(option, value, loose=self.loose)
+
+
+def _is_possible_answer(item: Any) -> bool:
+    if not isinstance(item, dict) or len(item) != 1:
+        return False
+    ((name, arguments),) = item.items()
+    return name != "function" and isinstance(arguments, dict)
+
+
+def _possible_answer(item: dict[str, Any]) -> tuple[str, dict[str, list[Any]]]:
+    ((name, accepted),) = item.items()
+    for argument, values in accepted.items():
+        if not isinstance(values, list):
+            raise ValueError(
+                f"expected call {name}: argument {argument!r} holds {values!r:.100}; give the list of its accepted "
+                "values (store `expected` as a JSON string, so that tables do not fill it up)"
+            )
+    return name, accepted
+
+
+def _plain_call(item: Any) -> Call:
+    if isinstance(item, dict) and "Action" in item:
+        item = {"name": item["Action"], "arguments": item.get("Action_Input", {})}
+    (call,) = json_calls(item)
+    return call
 
 
 def _equal(option: Any, value: Any, *, loose: bool) -> bool:
@@ -195,7 +251,7 @@ def _has_type(value: Any, schema: Any) -> bool:
     names = [str(name) for name in (declared if isinstance(declared, list) else [declared])]
     if all(name in _PYTHON_TYPES for name in names):
         python_types = tuple(t for name in names for t in _PYTHON_TYPES[name])
-        if not isinstance(value, python_types) or (isinstance(value, bool) and bool not in python_types):
+        if not isinstance(value, python_types):  # True passes for an integer, but equals no number
             return False
     if isinstance(value, list | tuple):
         return all(_has_type(item, schema.get("items")) for item in value)

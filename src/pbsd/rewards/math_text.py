@@ -1,0 +1,249 @@
+"""Mathematics as text, before it is parsed: where the final answer stands, and what a parser would misread or lose."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOX_SEPARATOR = re.compile(r"(?:[\s$,;]|\\[,;()\[\]]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[A-Za-z](?:_\d)?\s*=)*")
+
+_CHOICE = re.compile(r"\(?([A-J])\)?")
+_STATED_CHOICE = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?[\s*($]*([A-J])\b(?!\s+[a-z])")
+_NUMBER = r"-?\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,30})?"
+_TWO_NUMBERS = re.compile(rf"(?<![\w.])({_NUMBER})\s+or\s+(?:[A-Za-z]\s*=\s*)?({_NUMBER})\W*\Z")
+
+# A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
+# One letter is a unit only if it is known as one: "7 x" is a product.
+_UNIT_WORD = r"(?:[A-Za-z]{2,}|[mgshl])(?:\s*\^\s*\{?[23]\}?)?"
+_NUMBER_WITH_UNIT = re.compile(
+    rf"[$€£¥]?\s*([-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?)\.?(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?)?"
+)
+_GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(?:(?:\\[ ,;!]|\{,\}| )\d{3})+(?:\.\d+)?")
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_SYMBOLS = str.maketrans(
+    {
+        **dict.fromkeys("\u00a0\u2009\u202f", " "),
+        "−": "-",  # noqa: RUF001
+        "°": r"^\circ ",
+        "∞": r"\infty ",
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms of ASCII
+        **{char: f" {unicodedata.normalize('NFKC', char)}".replace("\u2044", "/") for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
+    }
+)
+
+_VARIANTS = (
+    (r"\varnothing", r"\emptyset"), (r"\log_e", r"\ln"), (r"\log_{e}", r"\ln"), (r"\langle", "("), (r"\rangle", ")"),
+)  # fmt: skip
+_DEGREES = r"\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*"
+_FUNCTION_OF_DEGREES = re.compile(rf"\\(sin|cos|tan|cot|sec|csc)\s*(?:\({_DEGREES}\)|\{{{_DEGREES}\}}|{_DEGREES})")
+
+_UNITS = {
+    word: names.split()[0]
+    for names in (
+        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
+        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "oz ounce",
+        "lb pound", "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "day",
+        "week", "month", "year", "cent", "dollar", "degree", "radian",
+    )
+    for word in names.split()
+}  # fmt: skip
+_UNIT = re.compile(
+    r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*([A-Za-z]+)\.?\s*\}|(?<=[\d}])\s*\b([A-Za-z]+)\.?)"
+    r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?[\s$]*\Z"
+)
+_SCALES = {"percent": r"\%", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9"}
+_SCALED = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?\b({'|'.join(_SCALES)})\b\s*\}}?")
+_NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?!\d)")
+_HALF_OF_DAY = re.compile(r"\b([ap])\.?\s?m\b", re.IGNORECASE)
+_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,})\s*\.?\}?")
+
+
+def normalized(text: str) -> str:
+    """The same mathematics in the LaTeX that the parser knows: symbols, repeating decimals, degrees, 0x1F."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text).translate(_SYMBOLS)
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"(^|[\s({\[,=])[\u2013\u2014]\s*(?=[\d.\\A-Za-z])", r"\1-", text)  # a dash that is a sign
+    text = re.sub(r"(?<![\d.])(\d{0,50})\.(\d{0,50})\\(?:overline|bar)\s*(?:\{(\d{1,50})\}|(\d))", _repeating, text)
+    text = _FUNCTION_OF_DEGREES.sub(_in_radians, text)
+    text = re.sub(r"\b0[xX][0-9a-fA-F]{1,200}\b|\b0[bB][01]{1,200}\b", lambda code: str(int(code[0], 0)), text)
+    for variant, known in _VARIANTS:
+        text = text.replace(variant, known)
+    return text
+
+
+def _in_radians(match: re.Match[str]) -> str:
+    return rf"\{match[1]}\left(\frac{{{match[2] or match[3] or match[4]}\pi}}{{180}}\right)"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} -> 15/90: the digits with one block, less those without it, over as many nines."""
+    block = match[3] or match[4]
+    fixed = match[1] + match[2]
+    numerator = int(fixed + block) - int(fixed or "0")
+    return rf"\frac{{{numerator}}}{{{(10 ** len(block) - 1) * 10 ** len(match[2])}}}"
+
+
+def marked_answer(text: str) -> str | None:
+    """The text in the last `\\boxed{}`, else the last `<answer>` tag, else after a final `####`; None without a mark.
+
+    Empty when the box or the tag is cut off.
+    """
+    if "\\boxed" in text or "\\fbox" in text:
+        return _boxed_answer(text)
+    if "<answer>" in text:
+        return text.rpartition("<answer>")[2].rpartition("</answer>")[0]
+    last_line = text.rstrip().rpartition("\n")[2]
+    return last_line[4:] if re.match(r"####(?!#)", last_line) else None
+
+
+def _boxed_answer(text: str) -> str:
+    """The last box's content, before it those of the boxes that only a comma, `and`, `or` or `x =` parts from it."""
+    answers: list[str] = []
+    previous_end = 0
+    for opening in _BOX.finditer(text):
+        if opening.start() < previous_end:
+            continue  # a box in a box
+        end = _closing_brace(text, opening.end())
+        if end is None:
+            return ""
+        if not _BOX_SEPARATOR.fullmatch(text[previous_end : opening.start()]):
+            answers = []
+        answers.append(text[opening.end() : end].strip())
+        previous_end = end + 1
+    return ", ".join(dict.fromkeys(answers))
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the brace opened just before `start` closes."""
+    depth = 1
+    for position in range(start, len(text)):
+        depth += (text[position] == "{") - (text[position] == "}")
+        if depth == 0:
+            return position
+    return None
+
+
+def is_choice(answer: str) -> bool:
+    """Is the reference one letter from A to J, such as `B` or `(B)`?"""
+    return _CHOICE.fullmatch(answer.strip()) is not None
+
+
+def is_word(answer: str) -> bool:
+    """Is the answer a word of three letters or more, such as `north`, which may be unreadable as mathematics?"""
+    return _word(answer) is not None
+
+
+def stated_answer(text: str, *, choice: bool) -> str | None:
+    """An answer without a mark that a number parser would miss: a stated letter, or two numbers joined by `or`."""
+    if choice:
+        stated = _STATED_CHOICE.findall(text)
+        return stated[-1] if stated else None
+    either = _TWO_NUMBERS.search(text)
+    return f"{either[1]}, {either[2]}" if either else None
+
+
+def plain_number(answer: str) -> str | None:
+    """The number that is the whole answer, without separators, sign of currency and unit; None for anything else."""
+    if grouped := _GROUPED_NUMBER.fullmatch(answer):
+        return re.sub(r"[^-\d.]", "", grouped[0])
+    number = _NUMBER_WITH_UNIT.fullmatch(answer)
+    return number[1].lstrip("+") if number else None
+
+
+def unwrapped(answer: str) -> str:
+    """The answer without Markdown around it, and with scales, mixed numbers, powers and exponents as LaTeX has them."""
+    answer = answer.strip()
+    if emphasized := re.fullmatch(r"(\*\*|\*|__|`)(.+)\1", answer, re.DOTALL):
+        answer = emphasized[2].strip()
+    answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)
+    answer = re.sub(r"\A([-+]?\s*\d+)\s+(\d+)\s*/\s*(\d+)\Z", r"\1\\frac{\2}{\3}", answer)
+    answer = re.sub(r"\A([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)\Z", r"\1\\times 10^{\2}", answer)
+    answer = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", answer)
+    return re.sub(r"\*\*\s*(-?\w+)", r"^{\1}", answer)
+
+
+def same_notation(gold: str, found: str) -> bool | None:
+    """Are two times of day, two numerals with a base, two words or two equal texts the same? None for anything else.
+
+    A parser would make fractions, integers and products of letters of the first three.
+    """
+    for reader in (_time, _numeral, _word):
+        wanted, given = reader(gold.strip()), reader(found.strip())
+        if wanted is not None and given is not None:
+            return wanted == given
+    if (hour := _time(gold.strip())) and hour[1] == 0:
+        return False  # a full hour, read as a ratio, would divide by zero
+    return True if _without_markup(gold) == _without_markup(found) else None
+
+
+def conflict(gold: str, found: str) -> str | None:
+    """What makes two answers different that the parser drops: units, halves of the day, the braces of a set.
+
+    Only where both answers have it; a unit, for one, may be left out.
+    """
+    readers: dict[str, Callable[[str], Any]] = {"unit": _unit, "half of the day": _half_of_day, "bracket": _bracket}
+    for name, reader in readers.items():
+        wanted, given = reader(gold.strip()), reader(found.strip())
+        if wanted is not None and given is not None and wanted != given:
+            return f"{name} {given}, expected {wanted}"
+    return None
+
+
+def _without_markup(answer: str) -> str:
+    return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip("$. ").split())
+
+
+def _unit(answer: str) -> tuple[str, str] | None:
+    """A common unit at the answer's end and its power."""
+    if re.match(r"\\?\$\s*\d[\d,.]*\Z", answer):
+        return "dollar", ""
+    match = _UNIT.search(answer)
+    if match is None:
+        return None
+    word = (match[1] or match[2]).lower()
+    unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
+    return None if unit is None else (unit, match[3] or "")
+
+
+def _numeral(answer: str) -> tuple[str, str] | None:
+    match = _NUMERAL.fullmatch(answer.strip("$ "))
+    return (match[1].lstrip("0").upper(), match[2]) if match else None
+
+
+def _time(answer: str) -> tuple[int, int] | None:
+    match = _TIME.match(answer.strip("$ "))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _half_of_day(answer: str) -> str | None:
+    match = _HALF_OF_DAY.search(answer)
+    return match[1].lower() if match else None
+
+
+def _word(answer: str) -> str | None:
+    """A word, which the parser may take for a product of letters, equal to that of any anagram."""
+    match = _WORD.fullmatch(answer)
+    return match[1].lower() if match else None
+
+
+def _bracket(answer: str) -> str | None:
+    """`{}` of a set, or `()` of a point or interval, when one pair holds the whole answer and several members."""
+    answer = re.sub(r"\\left|\\right|[\s$]", "", answer)
+    if answer.startswith(r"\{") and answer.endswith(r"\}"):
+        kind, inner = "{}", answer[2:-2]
+    elif answer[:1] in ("(", "[") and answer[-1:] in (")", "]"):
+        kind, inner = "()", answer[1:-1]
+    else:
+        return None
+    depth, commas = 0, 0
+    for char in inner:
+        depth += (char in "([{") - (char in ")]}")
+        if depth < 0:
+            return None
+        commas += char == "," and depth == 0
+    return kind if commas else None
