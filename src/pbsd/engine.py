@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
 from pbsd.config import RolloutConfig
-from pbsd.records import Metrics, Prompt, Role, Rollout
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
+from pbsd.render import Renderer
 from pbsd.rollouts import Sampler, SampleRequest, SamplingParams
-from pbsd.scoring import ScoringGroup, score_frozen
+from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen
 from pbsd.teacher import Teacher
+
+_ROLE_KEY: dict[Role, int] = {"student": 0, "teacher": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Engine:
     student: nn.Module
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
     sampler: Sampler
     reward_funcs: Sequence[Any]
     args: RolloutConfig
@@ -45,15 +49,27 @@ class Engine:
                 yield module
 
     def sample(
-        self, prompts: Sequence[Prompt], role: Role, n: int, *, key: tuple[int, ...], params: SamplingParams
+        self,
+        prompts: Sequence[Prompt],
+        counts: Mapping[Role, int],
+        *,
+        key: tuple[int, ...],
+        params: SamplingParams,
     ) -> list[Rollout]:
-        """`n` completions per prompt under the role's prompt and weights. `key` and the prompt's row name the random
-        numbers."""
-        requests = [
-            SampleRequest(prompt.ids(role), n, (*key, prompt.row, 0 if role == "student" else 1)) for prompt in prompts
-        ]
-        with self.acting(role) as module:
-            groups = self.sampler.sample(module, requests, params)
+        """`counts[role]` completions per prompt under each role's prompt and weights, in the order of `counts`. `key`,
+        the prompt's row and the role name the random numbers. Roles of equal weights are sampled together."""
+        requests = {
+            role: [SampleRequest(prompt.ids(role), n, (*key, prompt.row, _ROLE_KEY[role])) for prompt in prompts]
+            for role, n in counts.items()
+        }
+        if len(counts) == 2 and self.teacher is not None and self.teacher.is_student:
+            together = self.sampler.sample(self.student, [r for role in requests.values() for r in role], params)
+            groups = {role: together[place * len(prompts) :][: len(prompts)] for place, role in enumerate(requests)}
+        else:
+            groups = {}
+            for role in requests:
+                with self.acting(role) as module:
+                    groups[role] = self.sampler.sample(module, requests[role], params)
         return [
             Rollout(
                 prompt=index,
@@ -62,8 +78,13 @@ class Engine:
                 text=str(self.tokenizer.decode(list(sample.ids), skip_special_tokens=True)),
                 finished=sample.finished,
                 sampler_logprobs=sample.logprobs,
+                temperature=sample.temperature,
+                top_p=sample.top_p,
+                top_k=sample.top_k,
+                min_p=sample.min_p,
             )
-            for index, group in enumerate(groups)
+            for role in groups
+            for index, group in enumerate(groups[role])
             for sample in group
         ]
 
@@ -93,12 +114,59 @@ class Engine:
     def _is_correct(self, score: float | None) -> bool | None:
         return None if score is None else score >= self.args.success_threshold
 
-    def score_teacher(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts with the teacher's log-probabilities of their tokens, under the teacher's prompt."""
-        groups = [ScoringGroup(prompts[rollout.prompt].teacher_ids, (rollout.completion_ids,)) for rollout in rollouts]
+    def score_teacher(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], *, reuse: bool
+    ) -> tuple[list[Rollout], Metrics]:
+        """The rollouts with the teacher's log-probabilities of their tokens, under the teacher's prompt.
+
+        With `reuse`, the teacher's own samples keep those that the sampler recorded, all but the first, which is scored
+        to tell the difference: `teacher/reuse_gap`, nats per token, is rounding as long as sampler and scorer agree.
+        """
+        own = [index for index, rollout in enumerate(rollouts) if rollout.role == "teacher"]
+        kept = set(own[1:]) if reuse else set()
+        scored = [index for index in range(len(rollouts)) if index not in kept]
+        groups, order = group_by_prompt(prompts, [rollouts[index] for index in scored], "teacher")
         with self.acting("teacher") as module:
-            logprobs = score_frozen(module, groups, pad_id=self.pad_id, max_tokens=self.args.scoring_batch_tokens)
-        return [replace(rollout, teacher_logprobs=row) for rollout, row in zip(rollouts, logprobs, strict=True)]
+            rows = score_frozen(module, groups, pad_id=self.pad_id, max_tokens=self.args.scoring_batch_tokens)
+        logprobs = {index: rollouts[index].sampler_logprobs for index in kept}
+        logprobs |= {scored[place]: row for place, row in zip(order, rows, strict=True)}
+        metrics = Metrics()
+        if kept:
+            first = rollouts[own[0]].sampler_logprobs
+            gaps = [abs(ours - theirs) for ours, theirs in zip(logprobs[own[0]], first, strict=True)]
+            metrics.observe("teacher/reuse_gap", [sum(gaps) / len(gaps)])
+        return [replace(rollout, teacher_logprobs=logprobs[i]) for i, rollout in enumerate(rollouts)], metrics
+
+    def parts(self, batch: Batch, max_tokens: int) -> list[Batch]:
+        """The batch in parts of whole prompts whose scoring under the student takes at most `max_tokens` tokens (a
+        single prompt may exceed it)."""
+        groups, _ = group_by_prompt(batch.prompts, batch.rollouts, "student")
+        if enable_scoring(self.student).packed is None:  # every completion repeats its prompt
+            groups = [replace(group, prompt_ids=group.prompt_ids * len(group.completion_ids)) for group in groups]
+        sizes: list[int] = []
+        longest = 0
+        for group in groups:
+            longest = max(longest, group.tokens)
+            if sizes and (sizes[-1] + 1) * longest <= max_tokens:
+                sizes[-1] += 1
+            else:
+                sizes.append(1)
+                longest = group.tokens
+        return batch.split(sizes)
+
+
+def group_by_prompt(
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], role: Role
+) -> tuple[list[ScoringGroup], list[int]]:
+    """A group per prompt that has rollouts, under the role's prompt, and which rollout each of their completions is."""
+    members: dict[int, list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        members.setdefault(rollout.prompt, []).append(index)
+    groups = [
+        ScoringGroup(prompts[prompt].ids(role), tuple(rollouts[index].completion_ids for index in indices))
+        for prompt, indices in sorted(members.items())
+    ]
+    return groups, [index for _, indices in sorted(members.items()) for index in indices]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], scores: rewards.Scores) -> Metrics:

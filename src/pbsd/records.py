@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Role = Literal["student", "teacher"]
+Role = Literal["student", "teacher", "reference"]
+"""Who wrote a completion; `reference`: the dataset."""
 Ids = tuple[int, ...]
 
 
@@ -25,6 +26,7 @@ class Prompt:
         prompt: the problem as the dataset has it (text or chat messages); reward functions receive it.
         columns: the row's other columns, by name, for the reward functions.
         student_ids, teacher_ids: the token ids each role continues; the thinking prefix, if any, is included.
+        reference_ids: the row's own completion, the stop token included; empty unless the method learns it.
     """
 
     row: int
@@ -32,14 +34,15 @@ class Prompt:
     columns: Mapping[str, Any]
     student_ids: Ids
     teacher_ids: Ids
+    reference_ids: Ids = ()
 
     def ids(self, role: Role) -> Ids:
-        return self.student_ids if role == "student" else self.teacher_ids
+        return self.teacher_ids if role == "teacher" else self.student_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion.
+    """One completion: sampled, or for role `reference` the dataset's.
 
     Attributes:
         prompt: index into the batch's prompts.
@@ -50,6 +53,10 @@ class Rollout:
         reward: weighted sum of the reward functions; None when it could not be judged.
         correct: whether the first reward function gives at least `success_threshold`; None when it cannot be judged.
         teacher_logprobs: per token under the teacher and its prompt; empty until scored.
+        reference_logprobs: per token under the initial weights and the student's prompt; empty until scored.
+        teacher_prompt_ids: a teacher's prompt made for this rollout alone; empty: none was made.
+        advantage: what the policy gradient weighs it with; None where it takes no part.
+        temperature, top_p, top_k, min_p: what it was drawn with (0 is greedy; 1, 0 and None are off).
     """
 
     prompt: int
@@ -61,6 +68,13 @@ class Rollout:
     reward: float | None = None
     correct: bool | None = None
     teacher_logprobs: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
+    teacher_prompt_ids: Ids = ()
+    advantage: float | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
 
     @property
     def teacher_logprob(self) -> float:
@@ -116,11 +130,19 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one optimisation step learns from."""
+    """What one optimisation step learns from.
+
+    `totals` are numbers of the whole step over all processes, the same in every part of it.
+    """
 
     prompts: tuple[Prompt, ...]
     rollouts: tuple[Rollout, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pair, ...] = ()
+    totals: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(len(rollout.completion_ids) for rollout in self.rollouts if rollout.role != "reference")
 
     def split(self, sizes: Iterable[int]) -> list[Batch]:
         """Micro-batches of whole prompts, `sizes` prompts each, in order; every rollout and pair lands in one."""
@@ -138,6 +160,7 @@ class Batch:
                         for pair in self.pairs
                         if pair.chosen in place
                     ),
+                    totals=self.totals,
                 )
             )
             start = end

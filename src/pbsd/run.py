@@ -28,10 +28,11 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from pbsd.api import PBSDTrainer
-from pbsd.config import PBSDConfig
+from pbsd.api import SelfDistillationTrainer
+from pbsd.config import RolloutConfig
 from pbsd.evaluate.accuracy import Accuracy, ProblemResult, paired_difference
 from pbsd.hub import push_model, write_model_card
+from pbsd.methods import method_name
 from pbsd.progress import ProgressBar, status
 from pbsd.recipe import RunArguments, dump_recipe
 from pbsd.trainer import METHOD_STATE, MethodTrainer
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 _MAY_CHANGE = (
     "max_steps", "num_train_epochs", "output_dir", "logging_", "save_", "eval_s", "eval_on", "report_to", "run_name",
     "disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_num_workers", "generation_batch_size",
-    "scoring_batch_tokens", "reward_timeout", "reward_workers", "resume_from_checkpoint", "do_",
+    "scoring_batch_tokens", "train_batch_tokens", "reward_timeout", "reward_workers", "resume_from_checkpoint", "do_",
 )  # fmt: skip
 """Beginnings of the options that a resumed run may have otherwise."""
 
@@ -120,7 +121,7 @@ class RunFolder:
         return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def train(run: RunArguments, config: PBSDConfig, *, resume: bool = False) -> dict[str, Any]:
+def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> dict[str, Any]:
     """Run a recipe to its end and return the summary (also in summary.json).
 
     Raises:
@@ -182,11 +183,11 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_trainer(run: RunArguments, config: PBSDConfig) -> PBSDTrainer:
+def build_trainer(run: RunArguments, config: RolloutConfig) -> SelfDistillationTrainer:
     """The recipe's trainer, with our progress bar in place of transformers'."""
     if run.num_threads is not None:
         torch.set_num_threads(run.num_threads)
-    trainer = PBSDTrainer(
+    trainer = SelfDistillationTrainer(
         model=run.model_name_or_path,
         args=config,
         train_dataset=run.rows("train"),
@@ -260,8 +261,8 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
         },
         "git_revision": _git_revision(),
     }
-    assert isinstance(args, PBSDConfig)
     made_of = {
+        "method": method_name(args),
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
         "processes": trainer.accelerator.num_processes,
         "options": {key: value for key, value in args.to_dict().items() if not key.startswith(_MAY_CHANGE)},

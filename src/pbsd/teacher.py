@@ -79,6 +79,11 @@ class Teacher:
         if external is not None:
             external.requires_grad_(False).eval()
 
+    @property
+    def is_student(self) -> bool:
+        """Whether the teacher's weights are the student's at every moment."""
+        return self.kind == "live"
+
     @contextmanager
     def acting(self) -> Iterator[nn.Module]:
         """The teacher's module, in evaluation mode and without gradient; the student is back when the block ends."""

@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,21 @@ class MethodTrainer(Trainer):
         self._step_is_whole = True  # the step before: updated, logged and, where due, saved
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._metrics.merge(metrics)
-        tokens = sum(len(rollout.completion_ids) for rollout in batch.rollouts)
-        totals = torch.tensor([self.method.weight(batch), tokens], dtype=torch.float64, device=device)
+        totals = torch.tensor([self.method.weight(batch), batch.sampled_tokens], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
         self._step_tokens = int(tokens)
         return batch.split(map(len, micro_batches)), weight
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of a micro-batch, in parts by token budget; the result does not depend on the parts."""
+        parts: list[Any] = [*self.engine.parts(inputs, self.args.train_batch_tokens)]
+        if self.accelerator.num_processes > 1:
+            parts += [_Idle(inputs)] * (max(gather_object([len(parts)])) - len(parts))
+        loss = torch.zeros((), device=self.args.device)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
+        return loss + super().training_step(model, parts[-1], num_items_in_batch)
 
     def compute_loss(
         self,
@@ -125,6 +136,8 @@ class MethodTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
+        if isinstance(inputs, _Idle):
+            return self.method.loss(model, inputs.batch.split([1, len(inputs.batch.prompts) - 1])[0])[0] * 0.0
         loss_sum, metrics, samples = self.method.loss(model, inputs)
         if not torch.isfinite(loss_sum):
             raise ValueError(
@@ -238,6 +251,14 @@ class MethodTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             write_model_card(Path(self.args.output_dir or "."), self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """A part without weight, for a process with fewer parts than another: all take part in every forward pass of a
+    sharded model."""
+
+    batch: Batch
 
 
 class _StepHooks(TrainerCallback):

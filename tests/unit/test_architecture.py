@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 LAYERS = [
     "theory",
     "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
-    "data", "engine", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress", "run",
-    "pilot", "advise", "figures", "theory_commands", "inspect_recipe", "cli",
+    "data", "engine", "samples", "distillation", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress",
+    "run", "pilot", "advise", "figures", "theory_commands", "inspect_recipe", "cli",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_imports_point_upward(path, layer):
 def test_losses_and_logprobs_know_torch_only():
     for path in [*(SOURCE / "losses").glob("*.py"), SOURCE / "logprobs.py"]:
         for name in imports(path):
-            assert name.split(".")[0] in {"torch", "typing", "__future__"}, f"{path.name} imports {name}"
+            assert name.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{path.name} imports {name}"
 
 
 def test_theory_knows_numpy_and_scipy_only():

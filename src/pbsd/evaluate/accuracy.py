@@ -98,11 +98,11 @@ def measure_accuracy(
     args = engine.args
     key = (args.eval_seed, 0)
     rollouts = engine.sample(
-        prompts, role, args.num_generations_eval, key=key, params=args.sampling_params(temperature=1.0)
+        prompts, {role: args.num_generations_eval}, key=key, params=args.sampling_params(temperature=1.0)
     )
     sampled = len(rollouts)
     if greedy:
-        rollouts += engine.sample(prompts, role, 1, key=key, params=args.sampling_params(temperature=0.0))
+        rollouts += engine.sample(prompts, {role: 1}, key=key, params=args.sampling_params(temperature=0.0))
     verdicts = _verdicts(engine, prompts, rollouts)
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for index, rollout in enumerate(rollouts[:sampled]):

@@ -15,7 +15,8 @@ from pbsd.records import Ids
 class SamplingParams:
     """How to sample. `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` None are off.
 
-    `generation_kwargs` goes to the backend as it is (for transformers: `GenerationConfig`) and wins over the others.
+    `generation_kwargs` are options of the backend (for transformers: the logits processors of `GenerationConfig`); a
+    `temperature`, `top_p`, `top_k` or `min_p` among them wins over the field. Others are refused when sampling starts.
     """
 
     max_completion_length: int
@@ -49,12 +50,22 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion: its tokens (stop token included), their log-probabilities at temperature 1, and whether a stop
-    token ended it."""
+    """One completion.
+
+    Attributes:
+        ids: its tokens, the stop token included.
+        logprobs: per token, at temperature 1 and without truncation.
+        finished: whether a stop token ended it.
+        temperature, top_p, top_k, min_p: what it was drawn with (0 is greedy; 1, 0 and None are off).
+    """
 
     ids: Ids
     logprobs: tuple[float, ...]
     finished: bool
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
 
 
 class Sampler(Protocol):

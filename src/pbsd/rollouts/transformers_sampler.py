@@ -1,169 +1,210 @@
-"""Sampling with `transformers`' own `generate`, on any device, with random numbers that belong to each row."""
+"""Sampling from a `transformers` model, on any device, with random numbers that belong to each row."""
 
 from __future__ import annotations
 
+import inspect
+import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from pbsd.records import Ids
+from pbsd.rollouts.decode import decode, prefill, prefill_chunks
+from pbsd.rollouts.draw import Draw
+from pbsd.rollouts.generate import generate
+from pbsd.rollouts.packed_linear import packed_linears
+from pbsd.rollouts.sampler import Sample, SampleRequest, SamplingParams
+from pbsd.rollouts.shared_prompt import PromptStates, UnsupportedAttentionError
+
+_WARPERS = ("temperature", "top_p", "top_k", "min_p")
+_PROCESSORS = frozenset(
+    {
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "min_length",
+        "min_new_tokens",
+        "no_repeat_ngram_size",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "repetition_penalty",
+        "sequence_bias",
+        "suppress_tokens",
+    }
 )
 
-from pbsd.rollouts.sampler import Sample, SampleRequest, SamplingParams
-
-_OURS = {"do_sample", "num_beams", "num_return_sequences", "max_new_tokens", "max_length", "return_dict_in_generate"}
-_WARPERS = ("temperature", "top_p", "top_k", "min_p")
+logger = logging.getLogger(__name__)
+_Row = tuple[SampleRequest, int]
 
 
 class TransformersSampler:
-    """`generate` in batches of at most `max_batch_size` completions, sorted by prompt length, padded left.
+    """Decodes in batches of at most `max_batch_size` completions, in the order of their prompts' lengths.
 
     A token is drawn by inverting the cumulative distribution at a uniform number that depends on the request's key, the
     completion's index and the token's position only. So a run can be resumed, and split over processes, without any
     random state to save.
+
+    Every distinct prompt is forwarded once, and stopped rows leave the batch (`decode`). Where that loop cannot serve,
+    because the cache is not plain attention states (sliding windows, state spaces, encoder-decoders) or because
+    `generation_kwargs` ask for logits processors, transformers' `generate` samples from the same distribution with the
+    same random numbers; a model's reason is logged once.
     """
 
     def __init__(self, *, eos_token_ids: Sequence[int], pad_token_id: int, max_batch_size: int) -> None:
         self.eos_token_ids = list(eos_token_ids)
         self.pad_token_id = pad_token_id
         self.max_batch_size = max_batch_size
+        self._generate_only: dict[type, str] = {}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(self, model: Any, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
-        rows = [(request, index) for request in requests for index in range(request.n)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0].prompt_ids))
-        samples: list[Sample | None] = [None] * len(rows)
+        draw, processors = _options(params)
+        rows = sorted(
+            ((request, index) for request in requests for index in range(request.n)),
+            key=lambda row: (len(row[0].prompt_ids), row[0].prompt_ids),
+        )
         was_training = model.training
         model.eval()
         try:
-            for start in range(0, len(order), self.max_batch_size):
-                places = order[start : start + self.max_batch_size]
-                for place, sample in zip(places, self._generate(model, [rows[i] for i in places], params), strict=True):
-                    samples[place] = sample
+            sampled = self._sample(model, rows, params, draw, processors)
         finally:
             model.train(was_training)
-        flat = iter(samples)
-        return [[_filled(next(flat)) for _ in range(request.n)] for request in requests]
+        samples = {(id(request), index): sample for (request, index), sample in zip(rows, sampled, strict=True)}
+        return [[samples[id(request), index] for index in range(request.n)] for request in requests]
 
-    def _generate(self, model: Any, rows: list[tuple[SampleRequest, int]], params: SamplingParams) -> list[Sample]:
-        device = next(model.parameters()).device
-        config, warpers = self._generation_config(params)
-        length = max(len(request.prompt_ids) for request, _ in rows)
-        ids_BL = torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
-        attention_BL = torch.zeros_like(ids_BL)
-        for row, (request, _) in enumerate(rows):
-            ids_BL[row, length - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            attention_BL[row, length - len(request.prompt_ids) :] = 1
-        uniforms_BT = None
-        if warpers is not None:
-            uniforms_BT = torch.stack(
-                [torch.from_numpy(request.uniforms(index, params.max_completion_length)) for request, index in rows]
-            ).to(device)
-        recorder = _RawLogits()
-        chooser = _InverseCDF(uniforms_BT, recorder)
-        with _without_defaults(model):
-            output_BL = model.generate(
-                ids_BL.to(device),
-                attention_mask=attention_BL.to(device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([recorder, *(warpers or []), chooser]),
+    def _sample(
+        self, model: Any, rows: Sequence[_Row], params: SamplingParams, draw: Draw, processors: dict[str, Any]
+    ) -> list[Sample]:
+        """The samples of rows that are sorted by prompt."""
+        if not processors and self._decodes(model):
+            try:
+                with packed_linears(model):
+                    return list(self._decode(model, rows, params, draw))
+            except UnsupportedAttentionError as error:
+                self._refuse(model, str(error))
+        return list(self._generate(model, rows, params, draw, processors))
+
+    def _decode(self, model: Any, rows: Sequence[_Row], params: SamplingParams, draw: Draw) -> Iterator[Sample]:
+        known: dict[Ids, PromptStates] = {}  # of the prompt that the batch before shares with this one
+        for batch in self._batches(rows):
+            counts = {ids: len(list(group)) for ids, group in groupby(request.prompt_ids for request, _ in batch)}
+            prompts = [(known[ids], [counts[ids]]) for ids in counts if ids in known]
+            for chunk in prefill_chunks([ids for ids in counts if ids not in known]):
+                prompts.append((prefill(model, chunk), [counts[ids] for ids in chunk]))
+            states = prompts[-1][0]
+            known = {batch[-1][0].prompt_ids: states.select([len(states.lengths) - 1])}
+            uniforms_BT = _uniforms(batch, params, draw, states.logits_PV.device)
+            yield from self._cut(
+                *decode(
+                    model,
+                    prompts,
+                    draw,
+                    uniforms_BT,
+                    stop_ids=self.eos_token_ids,
+                    max_length=params.max_completion_length,
+                ),
+                draw,
             )
-        logprobs_BT = torch.stack(chooser.logprobs, dim=1)
-        return [
-            self._cut(ids_T, logprobs_T)
-            for ids_T, logprobs_T in zip(output_BL[:, length:].tolist(), logprobs_BT.tolist(), strict=True)
-        ]
 
-    def _generation_config(self, params: SamplingParams) -> tuple[GenerationConfig, list[LogitsProcessor] | None]:
-        """The config of a deterministic `generate`, and the warpers our own draw applies (None: greedy)."""
-        extra = dict(params.generation_kwargs)
-        if clash := sorted(_OURS & extra.keys()):
-            raise ValueError(
-                f"generation_kwargs may not set {', '.join(clash)}: use temperature (0 is greedy), num_generations and "
-                "max_completion_length"
+    def _generate(
+        self, model: Any, rows: Sequence[_Row], params: SamplingParams, draw: Draw, processors: dict[str, Any]
+    ) -> Iterator[Sample]:
+        for batch in self._batches(rows):
+            yield from self._cut(
+                *generate(
+                    model,
+                    [request.prompt_ids for request, _ in batch],
+                    draw,
+                    _uniforms(batch, params, draw, next(model.parameters()).device),
+                    stop_ids=self.eos_token_ids,
+                    pad_id=self.pad_token_id,
+                    max_length=params.max_completion_length,
+                    options=processors,
+                ),
+                draw,
             )
-        temperature, top_p, top_k, min_p = (extra.pop(name, getattr(params, name)) for name in _WARPERS)
-        config = GenerationConfig(
-            max_new_tokens=params.max_completion_length,
-            do_sample=False,
-            eos_token_id=self.eos_token_ids,
-            pad_token_id=self.pad_token_id,
-            disable_compile=True,
-            **extra,
-        )
-        if temperature == 0:
-            return config, None
-        warpers: list[LogitsProcessor] = []
-        if temperature != 1:
-            warpers.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k:
-            warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1:
-            warpers.append(TopPLogitsWarper(top_p))
-        if min_p:
-            warpers.append(MinPLogitsWarper(min_p))
-        return config, warpers
 
-    def _cut(self, ids: list[int], logprobs: list[float]) -> Sample:
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+        for start in range(0, len(rows), self.max_batch_size):
+            yield rows[start : start + self.max_batch_size]
+
+    def _cut(self, ids_BT: Tensor, logprobs_BT: Tensor, draw: Draw) -> Iterator[Sample]:
         """Up to and with the first stop token: lengths come from what ended the row, never from `pad == eos`."""
-        for position, token in enumerate(ids):
-            if token in self.eos_token_ids:
-                return Sample(tuple(ids[: position + 1]), tuple(logprobs[: position + 1]), finished=True)
-        return Sample(tuple(ids), tuple(logprobs[: len(ids)]), finished=False)
+        stops = set(self.eos_token_ids)
+        for ids, logprobs in zip(ids_BT.tolist(), logprobs_BT.tolist(), strict=True):
+            end = next((position for position, token in enumerate(ids) if token in stops), None)
+            length = len(ids) if end is None else end + 1
+            if any(map(math.isnan, logprobs[:length])):
+                raise ValueError(
+                    "the model gives NaN for next-token scores: its weights are no longer finite. Go back to a "
+                    "checkpoint from before, and lower the learning rate or max_grad_norm"
+                )
+            yield Sample(
+                tuple(ids[:length]),
+                tuple(logprobs[:length]),
+                finished=end is not None,
+                temperature=draw.temperature,
+                top_p=draw.top_p,
+                top_k=draw.top_k,
+                min_p=draw.min_p,
+            )
+
+    def _decodes(self, model: Any) -> bool:
+        """Whether the decoding loop can serve the model."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if type(base) not in self._generate_only and (reason := _needs_generate(model, base)):
+            self._refuse(model, reason)
+        return type(base) not in self._generate_only
+
+    def _refuse(self, model: Any, reason: str) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._generate_only[type(base)] = reason
+        logger.warning("%s is sampled by generate, without shared prompts: %s", type(base).__name__, reason)
 
 
-@contextmanager
-def _without_defaults(model: Any) -> Iterator[None]:
-    """Keep `generate` from filling in the model's own generation config: a repetition penalty there, say, would make
-    the samples another policy's than the one that is scored."""
-    modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    own = [module.generation_config for module in modules]
-    try:
-        for module in modules:
-            module.generation_config = GenerationConfig()
-        yield
-    finally:
-        for module, config in zip(modules, own, strict=True):
-            module.generation_config = config
+def _needs_generate(model: Any, base: Any) -> str | None:
+    """Why the decoding loop cannot serve a model; None if it can, as far as can be told without running it."""
+    parameters = inspect.signature(type(base).forward).parameters
+    if base.config.is_encoder_decoder:
+        return "it has an encoder"
+    if not base._supports_attention_backend:
+        return "its attention cannot be replaced"
+    if missing := {"position_ids", "past_key_values", "logits_to_keep"} - parameters.keys():
+        return f"its forward takes no {', '.join(sorted(missing))}"
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=base.config).layers):
+        return "its cache is not plain attention states"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter adds virtual tokens"
+    return None
 
 
-def _filled(sample: Sample | None) -> Sample:
-    assert sample is not None, "every row is generated once"
-    return sample
+def _options(params: SamplingParams) -> tuple[Draw, dict[str, Any]]:
+    """The draw, and the logits processors among `generation_kwargs`."""
+    extra = dict(params.generation_kwargs)
+    draw = Draw(**{name: extra.pop(name, getattr(params, name)) for name in _WARPERS})
+    for name in sorted(extra.keys() - _PROCESSORS):
+        if not hasattr(GenerationConfig(), name):
+            raise ValueError(f"generation_kwargs has {name}, which is no option of transformers' GenerationConfig")
+        raise ValueError(
+            f"generation_kwargs may not set {name}: it would change how tokens are drawn or rows end. Use temperature "
+            "(0 is greedy), top_p, top_k, min_p, num_generations and max_completion_length, or one of "
+            f"{', '.join(sorted(_PROCESSORS))}"
+        )
+    return draw, extra
 
 
-class _RawLogits(LogitsProcessor):
-    """Keeps the step's scores as they were before temperature and truncation."""
-
-    scores_BV: Tensor
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.scores_BV = scores
-        return scores
-
-
-class _InverseCDF(LogitsProcessor):
-    """Draws each row's token at its own uniform number (None: the most likely one) and leaves only that token."""
-
-    def __init__(self, uniforms_BT: Tensor | None, raw: _RawLogits) -> None:
-        self.uniforms_BT = uniforms_BT
-        self.raw = raw
-        self.logprobs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.uniforms_BT is None:
-            tokens_B1 = scores.argmax(-1, keepdim=True)
-        else:
-            cdf_BV = scores.double().softmax(-1).cumsum(-1)
-            targets_B1 = self.uniforms_BT[:, len(self.logprobs), None] * cdf_BV[:, -1:]
-            tokens_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True).clamp_max(scores.shape[-1] - 1)
-        raw_BV = self.raw.scores_BV
-        self.logprobs.append((raw_BV.gather(-1, tokens_B1) - raw_BV.logsumexp(-1, keepdim=True)).squeeze(-1))
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens_B1, 0.0)
+def _uniforms(batch: Sequence[_Row], params: SamplingParams, draw: Draw, device: torch.device) -> Tensor | None:
+    """The rows' uniform numbers [B, T]; none are needed for greedy decoding."""
+    if draw.temperature == 0:
+        return None
+    return torch.stack(
+        [torch.from_numpy(request.uniforms(index, params.max_completion_length)) for request, index in batch]
+    ).to(device)

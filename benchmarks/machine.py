@@ -1,0 +1,71 @@
+"""What the benchmarks have in common: the machine's facts and limits, time and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def facts() -> dict[str, Any]:
+    """Processor, cores, threads, memory and versions."""
+    import transformers
+    import trl
+
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Flop/s of a 2048-cubed matrix product, best of five."""
+    size = 2048
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return 2 * size**3 / min(seconds(lambda: torch.nn.functional.linear(left, right)) for _ in range(5))
+
+
+def reset_peak_memory() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_gib() -> float:
+    """Highest resident memory of this process since the last reset (or its start)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    raise RuntimeError("/proc/self/status does not tell VmHWM: these benchmarks need Linux")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    keys = list(rows[0])
+    lines = [" | ".join(keys), " | ".join("---" for _ in keys)]
+    lines += [" | ".join(_cell(row[key]) for key in keys) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
