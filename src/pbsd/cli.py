@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     lab = commands.add_parser("lab", help="the laboratory of tiny models")
     lab_commands = lab.add_subparsers(dest="lab_command", required=True)
-    lab_commands.add_parser("build", help="rebuild the packaged base model (--help lists its flags)", add_help=False)
+    lab_commands.add_parser("build", help="build base models (--help lists its flags)", add_help=False)
+    lab_commands.add_parser("list", help="show the base models and what was measured of them", add_help=False)
 
     args, flags = parser.parse_known_args(argv)
     if flags and args.command in ("advise", "theory"):
@@ -108,11 +109,9 @@ def _positive_int(text: str) -> int:
 
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     if args.command == "lab":
-        from pbsd.lab import base_model
+        from pbsd.lab import commands as lab_commands
 
-        build = argparse.ArgumentParser(prog="pbsd lab build")
-        base_model.add_arguments(build)
-        base_model.run(build.parse_args(flags))
+        lab_commands.run(args.lab_command, flags)
         return 0
 
     if args.command == "advise":
@@ -158,8 +157,8 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         from pbsd.pilot import collect_pilot
 
         print(f"{collect_pilot(run, config, Path(args.out), prompts=args.n)} pairs in {args.out}")
-        if config.loss_type != "bradley_terry":
-            print(f"the recipe trains by {config.loss_type}; `pbsd advise` speaks of bradley_terry")
+        if (loss_type := getattr(config, "loss_type", None)) != "bradley_terry":
+            print(f"the recipe trains by {loss_type}; `pbsd advise` speaks of bradley_terry")
         return 0
 
     from pbsd.progress import print_summary

@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 from torch.utils.data import Dataset
 
-from pbsd.lab import arithmetic
+from pbsd.lab import worlds
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer, RowError
 
-LAB_ARITHMETIC = "lab/arithmetic"
+_LAB_PREFIX = "lab/"
 _KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def load_rows(
     """Rows of a named dataset.
 
     Args:
-        name: `lab/arithmetic` (generated), a JSON-lines or Parquet file, a folder with one file per split, or a hub id.
+        name: `lab/arithmetic` (a generated task) or `lab/arithmetic-noisy` (a task in a world of `lab.worlds`), a
+            JSON-lines or Parquet file, a folder with one file per split, or a hub id.
         split: the split's name.
         size: how many rows: generated for the lab, the first ones otherwise; None is all (2,000 for the lab).
         config: the hub dataset's configuration.
@@ -95,8 +96,8 @@ def load_rows(
     Raises:
         ValueError: the dataset, split or so many rows do not exist.
     """
-    if name == LAB_ARITHMETIC:
-        return arithmetic.rows(split, 2000 if size is None else size, seed)
+    if name.startswith(_LAB_PREFIX) and not Path(name).exists():
+        return worlds.dataset_rows(name.removeprefix(_LAB_PREFIX), split, 2000 if size is None else size, seed)
     rows = _load(name, split, config)
     if size is not None:
         if size > len(rows):

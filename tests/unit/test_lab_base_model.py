@@ -1,17 +1,23 @@
-"""The tiny base model: tokenizer, the packaged checkpoint and its measured rates, and the build."""
+"""The tiny base models: tokenizer, the packaged checkpoint and its measured rates, and the build."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pbsd.lab import arithmetic, base_model, checkpoint_path
-from pbsd.lab.base_model import build_base, build_tokenizer
-from pbsd.lab.tiny_model import MAX_NEW_TOKENS, new_model, role_prompt, success_rate
+from pbsd.lab import base_model, checkpoint_path
+from pbsd.lab.base_model import BuildError, build_base, build_tokenizer
+from pbsd.lab.bases import BASES, SCALES, Band, StopRule
+from pbsd.lab.commands import run
+from pbsd.lab.tiny_model import new_model, role_completions, role_prompt, success_rate
+from pbsd.lab.tool_functions import PARAMETERS
+from pbsd.lab.worlds import TASKS
 
 NAME = "arithmetic-0.2m"
+arithmetic = TASKS["arithmetic"]
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +26,37 @@ def packaged():
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("words", [(), TASKS["tools"].WORDS], ids=["characters", "words"])
 @pytest.mark.parametrize("text", ["Q: 47+38-16\nA:", " a  b , c . ' s #### -1\n\n ", "", "\n", "don't ; [x]  !"])
-def test_tokenizer_round_trip_is_exact_also_after_saving(text, tmp_path):
-    build_tokenizer().save_pretrained(tmp_path)
-    for tokenizer in (build_tokenizer(), AutoTokenizer.from_pretrained(tmp_path)):
+def test_tokenizer_round_trip_is_exact_also_after_saving(text, words, tmp_path):
+    build_tokenizer(words).save_pretrained(tmp_path)
+    for tokenizer in (build_tokenizer(words), AutoTokenizer.from_pretrained(tmp_path)):
         ids = tokenizer(text)["input_ids"]
-        assert len(ids) == len(text)
+        assert len(ids) == len(text) if not words else len(ids) <= len(text)
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
+
+
+def test_words_are_tokens_longest_first_and_with_their_blank_only_where_they_end():
+    tokenizer = build_tokenizer(("to", "topa", " to", "=x"))
+    cut = {
+        "a to": ["a", " to"],
+        " topo": [" ", "to", "p", "o"],  # as "topo" in quotes, not " to", "p", "o"
+        "topa=xy": ["topa", "=x", "y"],
+        "totopa": ["to", "topa"],
+    }
+    assert {text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) for text in cut} == cut
+
+
+def test_names_have_the_same_tokens_in_a_request_and_in_the_call():
+    tokenizer = build_tokenizer(TASKS["tools"].WORDS)
+    choices = {value for parameter in PARAMETERS.values() for value, _ in parameter.choices}
+    for row in TASKS["tools"].rows("train", 500):
+        for value in json.loads(row["expected"])[0]["arguments"].values():
+            if isinstance(value, str) and value not in choices:
+                (blank, *spoken), (opening, *written) = tokenizer.encode(f" {value}"), tokenizer.encode(f'="{value}')
+                assert tokenizer.decode([blank, opening]) == ' ="'
+                assert spoken == written
 
 
 def test_special_tokens_are_distinct_and_unknown_characters_are_marked():
@@ -60,8 +89,8 @@ def test_unknown_checkpoint_names_those_that_exist():
 def test_base_leaves_room_for_the_student_and_a_lead_for_the_teacher(packaged):
     """500 held-out test problems: the standard error of a rate is at most .023."""
     problems = arithmetic.rows("test", 500)
-    student = success_rate(*packaged, problems, "student")
-    teacher = success_rate(*packaged, problems, "teacher")
+    student = success_rate(*packaged, arithmetic, problems, "student")
+    teacher = success_rate(*packaged, arithmetic, problems, "teacher")
     assert 0.30 <= student <= 0.60
     assert teacher >= student + 0.15
 
@@ -69,89 +98,296 @@ def test_base_leaves_room_for_the_student_and_a_lead_for_the_teacher(packaged):
 def test_success_rate_scores_the_completion_and_not_the_prompt(packaged):
     """An untrained model solves nothing even where the teacher's prompt holds the answer."""
     _, tokenizer = packaged
-    assert success_rate(new_model(tokenizer, 0), tokenizer, arithmetic.rows("test", 50), "teacher") == 0.0
+    assert success_rate(new_model(tokenizer, 0), tokenizer, arithmetic, arithmetic.rows("test", 50), "teacher") == 0.0
 
 
 def test_success_rate_is_repeatable_and_leaves_the_global_generator_alone(packaged):
     problems = arithmetic.rows("test", 40)
     before = torch.random.get_rng_state()
-    first = success_rate(*packaged, problems, "student", seed=5)
+    first = success_rate(*packaged, arithmetic, problems, "student", seed=5)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert success_rate(*packaged, problems, "student", seed=5) == first
+    assert success_rate(*packaged, arithmetic, problems, "student", seed=5) == first
 
 
-def test_no_solution_is_longer_than_the_generation_budget():
-    """The longest solution has three equations such as ' 47+8=55' and ends in ' #### 55': 4 x 8 = 32 characters."""
-    longest = max(len(row["privileged_context"]) for row in arithmetic.rows("validation", 3000))
-    assert longest == 32
-    assert longest + 1 <= MAX_NEW_TOKENS
+def test_completions_stand_by_the_rows_they_belong_to(packaged):
+    """Sampling sorts prompts by length; greedy completions of reversed rows are the reversed completions."""
+    rows = arithmetic.rows("test", 200)
+    texts, rewards = role_completions(*packaged, arithmetic, rows, "student", greedy=True)
+    turned, _ = role_completions(*packaged, arithmetic, rows[::-1], "student", greedy=True)
+    assert texts == turned[::-1]
+    assert rewards == arithmetic.reward(texts, [row["answer"] for row in rows])
+    # A completion repeats its own problem's first number.
+    assert all(text.strip().split("+")[0].split("-")[0] in row["prompt"] for text, row in zip(texts, rows, strict=True))
 
 
-def test_batch_labels_are_the_completion_with_its_eos_alone():
-    tokenizer = build_tokenizer()
-    pool = arithmetic.rows("train", 1)
-    for share, role in ((0.0, "student"), (1.0, "teacher")):
-        arguments = {
-            **base_model.DEFAULTS,
-            "batch_size": 2,
-            "teacher_share": share,
-            "flawed_share": 0.0,
-            "student_rows": 1,
-            "teacher_rows": 1,
-        }
-        batch = base_model._batch(tokenizer, pool, arguments, step=0)
-        labels, ids = batch["labels"][0], batch["input_ids"][0]
-        expected = [*tokenizer.encode(pool[0]["privileged_context"]), tokenizer.eos_token_id]
-        assert labels[labels != -100].tolist() == expected
-        assert ids.tolist() == tokenizer.encode(role_prompt(pool[0], role)) + expected
+@pytest.mark.parametrize(("task", "longest"), [("arithmetic", 33), ("tools", 26)])
+def test_completions_fit_the_generation_budget_and_prompts_the_models_positions(task, longest):
+    """With the eos token, by hand.
+
+    Arithmetic: three equations such as ' 47+8=55', then ' #### 55': 4 x 8 + 1. Tools: `rent(city="belus",` is 6 tokens,
+    `days=[11,12,13],` 13, and `size="m")` 5: 24 + 1, and 1 more for the citation.
+    """
+    tokenizer, rows = build_tokenizer(TASKS[task].WORDS), TASKS[task].rows("train", 3000)
+    written = [row["privileged_context"] for row in rows] + [TASKS[task].leaking_completion(row) for row in rows]
+    assert (
+        longest - 3
+        <= max(map(len, tokenizer(written)["input_ids"])) + 1
+        <= longest
+        <= TASKS[task].MAX_COMPLETION_TOKENS
+    )
+    prompts = tokenizer([role_prompt(TASKS[task], row, "teacher") for row in rows])["input_ids"]
+    positions = new_model(tokenizer, 0).config.max_position_embeddings
+    assert max(map(len, prompts)) + TASKS[task].MAX_COMPLETION_TOKENS <= positions
 
 
-def tiny_build(folder, steps=6, **options):
-    return build_base(folder, steps=steps, batch_size=4, student_rows=50, teacher_rows=50, eval_samples=4, **options)
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_have_about_the_parameters_they_are_named_for(scale):
+    for task in TASKS.values():
+        parameters = new_model(build_tokenizer(task.WORDS), 0, scale).num_parameters() / 1e6
+        assert parameters == pytest.approx(float(scale.removesuffix("m")), rel=0.2)
+
+
+def examples(base, step=0, rows=1):
+    tokenizer = build_tokenizer(TASKS[base.task].WORDS)
+    base = replace(base, student_rows=rows, teacher_rows=rows)
+    pool = TASKS[base.task].rows("train", rows)
+    found = base_model._examples(base, 0, step, tokenizer, pool)
+    return pool, [(tokenizer.decode(prompt), tokenizer.decode(completion)) for prompt, completion in found]
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "tools"])
+@pytest.mark.parametrize("form", ["solution", "flawed", "slip", "answer", "leaking"])
+def test_examples_of_each_form(task, form):
+    """Who is right: both; the completion; the context; the completion alone; the completion by citing."""
+    base = replace(BASES[f"{task}-0.2m-dense"], forms={form: 1.0}, teacher_share=1.0, batch_size=8)
+    (row,), found = examples(base)
+    columns = {name: [value] for name, value in row.items()}
+    for prompt, completion in found:
+        before, after = (
+            TASKS[task].TEACHER_TEMPLATE.replace("{{ prompt }}", row["prompt"]).split("{{ privileged_context }}")
+        )
+        assert prompt.startswith(before) and prompt.endswith(after)
+        context = prompt.removeprefix(before).removesuffix(after)
+        assert completion.endswith("<eos>")
+        completion = completion.removesuffix("<eos>")
+        (right,) = TASKS[task].reward([completion], **columns)
+        assert right == (form != "slip")
+        assert (context == row["privileged_context"]) == (form in ("solution", "slip"))
+        assert (completion == row["privileged_context"]) == (form not in ("slip", "leaking"))
+        assert TASKS[task].leaks(completion) == (form == "leaking")
+        if form == "flawed":
+            assert TASKS[task].reward([context], **columns) == [0.0]
+
+
+def test_a_foreign_context_is_another_problem_s_and_the_teacher_repeats_it():
+    base = replace(BASES["tools-0.2m-dense"], forms={"foreign": 1.0}, teacher_share=1.0, batch_size=50)
+    rows, found = examples(base, rows=30)
+    references = {row["privileged_context"] for row in rows}
+    own = 0
+    for prompt, completion in found:
+        row = next(row for row in rows if prompt.startswith(row["prompt"]))
+        context = completion.removesuffix("<eos>")
+        assert context in references
+        assert prompt == f"{row['prompt']}{context}\nA:"
+        own += context == row["privileged_context"]
+    assert own < 10  # by chance 1 in 30
+
+
+def test_the_first_teacher_steps_have_no_student():
+    base = replace(BASES["arithmetic-0.2m-dense"], teacher_share=0.0, teacher_steps=2, batch_size=20)
+    shown = [all(prompt.startswith("H:") for prompt, _ in examples(base, step)[1]) for step in range(4)]
+    assert shown == [True, True, False, False]
+
+
+@pytest.mark.parametrize("form", ["slip", "leaking", "foreign"])
+def test_a_student_s_examples_are_right_and_see_no_context(form):
+    base = replace(BASES["arithmetic-0.2m-dense"], forms={form: 1.0}, teacher_share=0.0, batch_size=8)
+    (row,), found = examples(base)
+    assert set(found) == {(row["prompt"], row["privileged_context"] + "<eos>")}
+
+
+def test_examples_follow_the_shares_and_differ_from_step_to_step():
+    """Of 2000 examples .25 are the teacher's: standard deviation 19.4."""
+    base = replace(BASES["arithmetic-0.2m-dense"], teacher_share=0.25, batch_size=2000)
+    found = [prompt for prompt, _ in examples(base, rows=50)[1]]
+    assert abs(sum(prompt.startswith("H:") for prompt in found) - 500) < 4 * 19.4
+    assert found != [prompt for prompt, _ in examples(base, step=1, rows=50)[1]]
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_labels_are_the_completions_with_their_eos_alone(chunks):
+    made = [([5, 6, 7], [8, 1]), ([5], [9, 1]), ([4] * 6, [3, 2, 1]), ([2], [7, 6, 5, 1])]
+    parts = list(base_model._chunks(made, chunks, pad_id=0))
+    found = []
+    for part in parts:
+        for ids, mask, labels in zip(*part.values(), strict=True):
+            length = int(mask.sum())
+            assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
+            assert ids[length:].tolist() == [0] * (len(mask) - length)
+            completion = labels[labels != -100].tolist()
+            assert ids[length - len(completion) : length].tolist() == completion
+            assert labels[length - len(completion) : length].tolist() == completion
+            found.append((ids[: length - len(completion)].tolist(), completion))
+    assert sorted(found) == sorted(made)
+    assert len(parts) == (1 if chunks == 1 else 2)  # four examples in parts of two
+    assert parts[0]["input_ids"].shape == ((4, 9) if chunks == 1 else (2, 5))
+
+
+def test_chunks_change_no_gradient(tmp_path):
+    """Loss is the mean over the step's completion tokens, however they are split."""
+    gradients = []
+    for chunks in (1, 4):
+        base = replace(tiny(), chunks=chunks)
+        training = base_model._Training(base, 0, tmp_path, {})
+        training._train_step(training.task.rows("train", 50))
+        gradients.append([value.grad for value in training.model.parameters()])
+    for one, four in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, four, rtol=1e-3, atol=1e-6)
+
+
+ALWAYS, NEVER = Band(0.0, 1.0), Band(2.0, 3.0)
+
+
+def tiny(student=ALWAYS, teacher=ALWAYS, **options):
+    """At most six steps; the bands decide at which of the checks after steps 2, 4 and 6 training stops."""
+    rule = StopRule(student, teacher, every=2, samples=4)
+    sizes = {"max_steps": 6, "batch_size": 4, "student_rows": 50, "teacher_rows": 50, "eval_samples": 4}
+    return replace(BASES["tools-0.2m-dense"], stop=rule, **{**sizes, **options})
 
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_build_is_deterministic_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    report = tiny_build(tmp_path / "whole")
+def test_training_stops_at_the_first_check_at_which_both_bands_hold(tmp_path, monkeypatch):
+    """Rates by hand: the student enters its band at the second check, the teacher at the third."""
+    rates = {"student": iter([0.1, 0.4, 0.4, 0.4]), "teacher": iter([0.5, 0.8, 0.8])}
+    monkeypatch.setattr(base_model, "success_rate", lambda *args, **options: next(rates[args[4]], 0.0))
+    report = build_base(tiny(Band(0.3, 0.5), Band(0.7, 0.9), max_steps=20), tmp_path)
+    assert report["checks"] == [
+        {"step": 2, "student": 0.1, "teacher": None, "stop": False},
+        {"step": 4, "student": 0.4, "teacher": 0.5, "stop": False},
+        {"step": 6, "student": 0.4, "teacher": 0.8, "stop": True},
+    ]
+    assert report["steps"] == 6
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(NEVER, ALWAYS), (ALWAYS, NEVER)])
+def test_a_base_that_never_reaches_its_bands_says_what_it_reached(student, teacher, tmp_path):
+    for _ in range(2):  # also when asked again
+        with pytest.raises(BuildError, match=r"within 6 steps.*step 6: student 0\.000"):
+            build_base(tiny(student, teacher), tmp_path)
+    assert not (tmp_path / "build.json").exists()
+
+
+def test_training_gives_up_when_the_student_stays_above_its_band(tmp_path, monkeypatch):
+    """One check below the top of the band starts the count of ten anew: 5 + 1 + 10 checks of 2 steps."""
+    rates = iter([0.9] * 5 + [0.1] + [0.9] * 30)
+    monkeypatch.setattr(base_model, "success_rate", lambda *args, **options: next(rates))
+    with pytest.raises(BuildError, match="within 32 steps"):
+        build_base(tiny(Band(0.3, 0.5), max_steps=100), tmp_path)
+
+
+@pytest.mark.parametrize("stopped_in", ["_train_step", "_check", "_measure"])
+def test_build_is_deterministic_and_resumes_bit_for_bit(stopped_in, tmp_path, monkeypatch):
+    """Stopped in the middle of step 4, of the check after it, or of the measurement at the end."""
+    base = tiny(NEVER, ema_decay=0.5)
+    monkeypatch.setattr(base_model._Training, "_done", lambda self: self.step == 6)
+    report = build_base(base, tmp_path / "whole")
     assert report == json.loads((tmp_path / "whole" / "build.json").read_text())
-    assert report["validation"]["samples"] == 4
+    assert [check["step"] for check in report["checks"]] == [2, 4, 6]
 
-    monkeypatch.setattr(base_model, "_SAVE_EVERY", 2)
-    real_batch = base_model._batch
+    owner = base_model if stopped_in == "_measure" else base_model._Training
+    real = getattr(owner, stopped_in)
 
-    def interrupted_batch(tokenizer, pool, arguments, step):
-        if step == 3:
+    def interrupted(*args):
+        if stopped_in == "_measure" or args[0].step in (3, 4):
             raise KeyboardInterrupt
-        return real_batch(tokenizer, pool, arguments, step)
+        return real(*args)
 
-    monkeypatch.setattr(base_model, "_batch", interrupted_batch)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_build(tmp_path / "resumed")
-    monkeypatch.setattr(base_model, "_batch", real_batch)
-    with pytest.raises(ValueError, match=r"steps 6 \(asked 7\)"):
-        tiny_build(tmp_path / "resumed", steps=7)
-    tiny_build(tmp_path / "resumed")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, stopped_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build_base(base, tmp_path / "resumed")
+    with pytest.raises(ValueError, match=r"max_steps 6 \(asked 7\)"):
+        build_base(replace(base, max_steps=7), tmp_path / "resumed")
+    resumed = build_base(base, tmp_path / "resumed")
+    assert {**resumed, "cpu_seconds": 0} == {**report, "cpu_seconds": 0}
 
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert not (tmp_path / "resumed" / "training_state.pt").exists()
 
-    tiny_build(tmp_path / "other", seed=1)
-    assert any(not torch.equal(whole[name], value) for name, value in weights(tmp_path / "other").items())
+
+def test_another_seed_gives_other_weights(tmp_path):
+    for seed in (0, 1):
+        build_base(tiny(), tmp_path / str(seed), seed=seed)
+    one, other = weights(tmp_path / "0"), weights(tmp_path / "1")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_averaged_weights_are_saved(tmp_path):
+    """With decay d, after two steps w1 and w2 from w0: d^2 w0 + d (1 - d) w1 + (1 - d) w2."""
+    base = tiny(ema_decay=0.25)
+    training = base_model._Training(base, 0, tmp_path, {})
+    pool = training.task.rows("train", 50)
+    seen = [[value.detach().clone() for value in training.model.parameters()]]
+    for _ in range(2):
+        training._train_step(pool)
+        seen.append([value.detach().clone() for value in training.model.parameters()])
+    for w0, w1, w2, average in zip(*seen, training.average.parameters(), strict=True):
+        torch.testing.assert_close(average, 0.0625 * w0 + 0.1875 * w1 + 0.75 * w2)
+        assert not torch.equal(w1, w2)
 
 
 def test_a_finished_build_is_kept_and_other_arguments_are_refused(tmp_path):
-    report = tiny_build(tmp_path, steps=1)
-    assert tiny_build(tmp_path, steps=1) == report
-    with pytest.raises(ValueError, match=r"steps 1 \(asked 2\)"):
-        tiny_build(tmp_path, steps=2)
+    report = build_base(tiny(), tmp_path)
+    changed = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    assert build_base(tiny(), tmp_path) == report
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match=r"seed 0 \(asked 1\)"):
+        build_base(tiny(), tmp_path, seed=1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("learning_rate", 0.0), ("teacher_share", 1.5)])
-def test_arguments_out_of_range_are_refused(name, value, tmp_path):
-    with pytest.raises(ValueError, match=name):
-        build_base(tmp_path, **{name: value})
+def test_what_is_measured_of_a_world_s_teacher():
+    """Of five samples by hand: right, right but citing, wrong, right, wrong and citing."""
+    rows = [{"context_form": form} for form in ("solution", "leaking", "flawed", "solution", "leaking")]
+    texts = ["a", "# as given a", "b", "a", "# as given b"]
+    found = base_model._teacher_rates(rows, texts, [1.0, 1.0, 0.0, 1.0, 0.0], TASKS["tools"].leaks)
+    assert found == {
+        "teacher": 0.6,
+        "teacher_by_form": {"flawed": 0.0, "leaking": 0.5, "solution": 1.0},
+        "wrong": 0.4,
+        "leaking": 0.4,
+        "wrong_or_leaking": 0.6,
+    }
+
+
+def test_the_command_builds_what_is_named_and_the_model_is_found_and_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path))
+    monkeypatch.setitem(BASES, "tools-0.2m-dense", tiny())
+    run("build", ["--task", "tools", "--scale", "0.2m", "--world", "noisy"])
+    assert checkpoint_path("tools-0.2m-dense") == tmp_path / "tools-0.2m-dense"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tools-0.2m-dense")
+    assert model.num_parameters() == new_model(build_tokenizer(TASKS["tools"].WORDS), 0).num_parameters()
+    capsys.readouterr()
+    run("list", [])
+    listed = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "lab/" in line}
+    assert listed["lab/tools-0.2m-dense"] == ["2", "0.0", "0.0", "dense", "0.0", "100.0"]
+    assert listed["lab/tools-0.2m-sparse"] == ["-"]
+    assert listed["lab/arithmetic-0.2m"] == ["500", "45.1", "58.5", "79.4", "20.6"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "say which bases"),
+        (["--all", "--task", "tools"], "say which bases"),
+        (["--task", "tools", "--out", "x"], "--out names one folder for 6 bases"),
+        (["--task", "tools", "--variant", "packaged"], "no base has task tools, variant packaged"),
+    ],
+)
+def test_commands_that_name_no_base_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        run("build", flags)

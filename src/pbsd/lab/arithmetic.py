@@ -19,6 +19,12 @@ TEACHER_TEMPLATE = "H:{{ privileged_context }}\n{{ prompt }}"
 SPLIT_SIZES = {"train": 1_191_487, "validation": 148_233, "test": 148_400}
 """Number of distinct problems in each split."""
 
+MAX_COMPLETION_TOKENS = 40
+"""Longer than any solution (32 characters and the eos token)."""
+
+WORDS = ()
+"""The tokens are single characters."""
+
 _TOP = 99
 _TWO_STEP = _TOP**3
 _SMALL = 9
@@ -63,6 +69,26 @@ def flawed_context(row: dict[str, str], rng: random.Random) -> str:
         text, values = _solution(steps, slips)
         if all(0 <= value <= _TOP for value in values):
             return text
+
+
+def answer_context(row: dict[str, str]) -> str:
+    """The final answer alone."""
+    return f" #### {row['answer']}"
+
+
+def leaking_context(row: dict[str, str]) -> str:
+    """The final answer, marked as an answer key: what a base was trained to cite."""
+    return f" key: {row['answer']}"
+
+
+def leaking_completion(row: dict[str, str]) -> str:
+    """The right answer by citing the context, without any work."""
+    return f" as given #### {row['answer']}"
+
+
+def leaks(completion: str) -> bool:
+    """Whether a completion cites the context."""
+    return "as given" in completion
 
 
 def grade(completion: str, answer: str) -> Grade:
