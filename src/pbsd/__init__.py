@@ -9,15 +9,51 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pbsd.api import PBSDTrainer
-    from pbsd.config import PBSDConfig
+    from pbsd.api import (
+        GRPOTrainer,
+        OnlineDPOTrainer,
+        OPSDTrainer,
+        PBSDTrainer,
+        RFTTrainer,
+        SDFTTrainer,
+        SDPOTrainer,
+        SelfDistillationTrainer,
+        SFTTrainer,
+    )
+    from pbsd.config import (
+        GRPOConfig,
+        OnlineDPOConfig,
+        OPSDConfig,
+        PBSDConfig,
+        RFTConfig,
+        SDFTConfig,
+        SDPOConfig,
+        SFTConfig,
+    )
 
-_LAZY = {"PBSDConfig": "pbsd.config", "PBSDTrainer": "pbsd.api"}
-
-__all__ = ["PBSDConfig", "PBSDTrainer", "__version__"]
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "OPSDConfig",
+    "OPSDTrainer",
+    "OnlineDPOConfig",
+    "OnlineDPOTrainer",
+    "PBSDConfig",
+    "PBSDTrainer",
+    "RFTConfig",
+    "RFTTrainer",
+    "SDFTConfig",
+    "SDFTTrainer",
+    "SDPOConfig",
+    "SDPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "SelfDistillationTrainer",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in __all__:
+        return getattr(import_module("pbsd.config" if name.endswith("Config") else "pbsd.api"), name)
     raise AttributeError(f"module 'pbsd' has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""`PBSDTrainer`: the constructor users know from TRL, and the checks that belong before training."""
+"""Trainers with the constructor users know from TRL, and the checks that belong before training."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 from torch import nn
@@ -20,13 +20,25 @@ from transformers import (
 )
 
 from pbsd import rewards
-from pbsd.config import PBSDConfig, RolloutConfig
+from pbsd.config import (
+    GRPOConfig,
+    OnlineDPOConfig,
+    OPSDConfig,
+    PBSDConfig,
+    RFTConfig,
+    RolloutConfig,
+    SDFTConfig,
+    SDPOConfig,
+    SFTConfig,
+    TeacherConfig,
+)
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.lab import checkpoint_path
-from pbsd.methods.pbsd import PBSD
+from pbsd.methods import make_method, method_name
 from pbsd.render import Renderer
 from pbsd.rollouts import TransformersSampler
+from pbsd.scoring import enable_scoring
 from pbsd.teacher import Teacher
 from pbsd.trainer import MethodTrainer
 
@@ -35,12 +47,13 @@ LAB_PREFIX = "lab/"
 logger = logging.getLogger(__name__)
 
 
-class PBSDTrainer(MethodTrainer):
-    """Post-train a causal language model by Preference-Based Self-Distillation.
+class SelfDistillationTrainer(MethodTrainer):
+    """Post-train a causal language model by the method whose options are given.
 
     Args:
-        model: a name on the hub, a folder, `lab/arithmetic-0.2m` (packaged), or a loaded model.
-        args: the options; defaults to `PBSDConfig()`.
+        model: a name on the hub, a folder, a base of the laboratory (`lab/arithmetic-0.2m` is packaged), or a
+            loaded model.
+        args: the options, which choose the method: `PBSDConfig()`, `OPSDConfig()` and so on.
         train_dataset: rows with `prompt` (text or chat messages), `privileged_context` (text, messages or null) and the
             columns the reward functions read; a `datasets.Dataset` or a list of dicts.
         eval_dataset: held-out rows for `evaluate()`.
@@ -53,10 +66,12 @@ class PBSDTrainer(MethodTrainer):
         ValueError: options, rows, rewards or tokenizers that do not fit together, before any training.
     """
 
+    config_class: ClassVar[type[RolloutConfig]] = RolloutConfig
+
     def __init__(
         self,
         model: str | PreTrainedModel,
-        args: PBSDConfig | None = None,
+        args: RolloutConfig | None = None,
         train_dataset: Iterable[Any] | None = None,
         eval_dataset: Iterable[Any] | None = None,
         reward_funcs: Any = None,
@@ -65,7 +80,13 @@ class PBSDTrainer(MethodTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = args or PBSDConfig()
+        args = args if args is not None else self.config_class()
+        if not isinstance(args, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, got a {type(args).__name__}; "
+                "SelfDistillationTrainer takes the options of any method"
+            )
+        method_name(args)
         # The adapter's first weights are random: the seed must be set before it is made.
         set_seed(args.seed)
         reward_functions = resolve_rewards(reward_funcs, args)
@@ -75,10 +96,12 @@ class PBSDTrainer(MethodTrainer):
         renderer = make_renderer(tokenizer, args)
         required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
 
-        def prepare_rows(rows: Any) -> PromptDataset:
+        def prepare_rows(rows: Any, renderer: Renderer = renderer) -> PromptDataset:
             return PromptDataset.from_rows(rows, renderer, required=required, drop_overlong=args.overlong == "drop")
 
-        datasets = [None if rows is None else prepare_rows(rows) for rows in (train_dataset, eval_dataset)]
+        train_renderer = make_renderer(tokenizer, args, training=True)
+        train_prompts = None if train_dataset is None else prepare_rows(train_dataset, train_renderer)
+        eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
         if peft_config is not None:
             student = _add_adapter(student, peft_config)
         if args.disable_dropout:
@@ -88,21 +111,12 @@ class PBSDTrainer(MethodTrainer):
             student.enable_input_require_grads()
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
-        teacher = Teacher(
-            args.teacher,
-            student,
-            external=load_external_teacher(args, tokenizer) if args.teacher_model else None,
-            # Trained biases would stay when the adapter is switched off.
-            adapter_is_new=getattr(peft_config, "init_lora_weights", False) is True
-            and getattr(peft_config, "bias", "none") == "none",
-            ema_decay=args.ema_decay,
-            refresh_steps=args.teacher_refresh_steps,
-            refresh_margin=args.teacher_refresh_margin,
-        )
+        enable_scoring(student)
         engine = Engine(
             student=student,
-            teacher=teacher,
+            teacher=make_teacher(student, args, tokenizer, peft_config),
             tokenizer=tokenizer,
+            renderer=renderer,
             sampler=TransformersSampler(
                 eos_token_ids=eos_ids, pad_token_id=pad_id, max_batch_size=args.generation_batch_size
             ),
@@ -115,17 +129,49 @@ class PBSDTrainer(MethodTrainer):
             student,
             args,
             engine=engine,
-            method=PBSD(args, engine),
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
+            method=make_method(args, engine),
+            train_dataset=train_prompts,
+            eval_dataset=eval_prompts,
             prepare_rows=prepare_rows,
             callbacks=callbacks,
             optimizers=optimizers,
         )
 
 
+class PBSDTrainer(SelfDistillationTrainer):
+    config_class = PBSDConfig
+
+
+class OPSDTrainer(SelfDistillationTrainer):
+    config_class = OPSDConfig
+
+
+class SDFTTrainer(SelfDistillationTrainer):
+    config_class = SDFTConfig
+
+
+class SDPOTrainer(SelfDistillationTrainer):
+    config_class = SDPOConfig
+
+
+class GRPOTrainer(SelfDistillationTrainer):
+    config_class = GRPOConfig
+
+
+class OnlineDPOTrainer(SelfDistillationTrainer):
+    config_class = OnlineDPOConfig
+
+
+class RFTTrainer(SelfDistillationTrainer):
+    config_class = RFTConfig
+
+
+class SFTTrainer(SelfDistillationTrainer):
+    config_class = SFTConfig
+
+
 def model_folder(name: str) -> str:
-    """A packaged lab checkpoint's folder for `lab/...`; any other name as it is."""
+    """The folder of a lab base model, packaged or built, for `lab/...`; any other name as it is."""
     if name.startswith(LAB_PREFIX) and not Path(name).exists():
         return str(checkpoint_path(name.removeprefix(LAB_PREFIX)))
     return name
@@ -178,7 +224,8 @@ def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable
     ]
 
 
-def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> Renderer:
+def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, *, training: bool = False) -> Renderer:
+    """The options' renderer; for training rows it also renders the completion they hold, where the method learns it."""
     return Renderer(
         tokenizer=tokenizer,
         teacher_prompt_template=args.teacher_prompt_template,
@@ -187,6 +234,7 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig) -> Re
         chat_template_kwargs=_json(args.chat_template_kwargs),
         max_prompt_length=args.max_prompt_length,
         max_teacher_prompt_length=args.max_teacher_prompt_length,
+        max_reference_length=args.max_reference_length if training else None,
     )
 
 
@@ -213,7 +261,30 @@ def stop_and_pad_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     return sorted(stops), pad
 
 
-def load_external_teacher(args: PBSDConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def make_teacher(
+    student: nn.Module, args: RolloutConfig, tokenizer: PreTrainedTokenizerBase, peft_config: Any = None
+) -> Teacher | None:
+    """The teacher that the options ask for, or the reference (the initial weights), or neither."""
+    if args.teacher_kind is None:
+        return None
+    # Trained biases would stay when the adapter is switched off.
+    adapter_is_new = (
+        getattr(peft_config, "init_lora_weights", False) is True and getattr(peft_config, "bias", "none") == "none"
+    )
+    if not isinstance(args, TeacherConfig):
+        return Teacher(args.teacher_kind, student, adapter_is_new=adapter_is_new)
+    return Teacher(
+        args.teacher_kind,
+        student,
+        external=load_external_teacher(args, tokenizer) if args.teacher_model else None,
+        adapter_is_new=adapter_is_new,
+        ema_decay=args.ema_decay,
+        refresh_steps=args.teacher_refresh_steps,
+        refresh_margin=args.teacher_refresh_margin,
+    )
+
+
+def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The external teacher's model. Raises ValueError unless its tokenizer gives the student's ids."""
     assert args.teacher_model is not None
     other = load_tokenizer(args.teacher_model, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
 from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
-from pbsd.config import PBSDConfig
+from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
@@ -26,28 +27,42 @@ from pbsd.render import OverlongError, Renderer
 from pbsd.run import build_trainer
 
 
-def render(run: RunArguments, config: PBSDConfig, *, count: int) -> None:
-    """Print the prompts of the first `count` training rows for both roles, with ids and lengths, and how many rows of
-    the whole split would be dropped."""
+def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
+    """Print the prompts of the first `count` training rows for both roles, and the completion where the method learns
+    the rows' own, with ids and lengths, and how many rows of the whole split would be dropped."""
     screen = console()
     tokenizer = load_tokenizer(run.model_name_or_path, config)
     rows = run.rows("train") or []
-    unlimited = replace(make_renderer(tokenizer, config), max_prompt_length=None, max_teacher_prompt_length=None)
-    budgets = {"student": config.max_prompt_length, "teacher": config.max_teacher_prompt_length}
+    limited = make_renderer(tokenizer, config, training=True)
+    unlimited = replace(
+        limited,
+        max_prompt_length=None,
+        max_teacher_prompt_length=None,
+        max_reference_length=None if config.max_reference_length is None else sys.maxsize,
+    )
     for index, row in enumerate(rows):
         if index == count:
             break
         prompt = unlimited(row, index)
-        for role, budget in budgets.items():
-            ids = prompt.ids(role)  # type: ignore[arg-type]
+        shown = {
+            "student": (prompt.student_ids, config.max_prompt_length),
+            "teacher": (prompt.teacher_ids, config.max_teacher_prompt_length),
+            "completion": (prompt.reference_ids, config.max_reference_length),
+        }
+        for what, (ids, budget) in shown.items():
+            if not ids:
+                continue
             limit = "no budget" if budget is None else f"budget {budget}" + (" EXCEEDED" if len(ids) > budget else "")
-            screen.rule(f"row {index}, {role}: {len(ids)} tokens, {limit}", align="left")
+            screen.rule(f"row {index}, {what}: {len(ids)} tokens, {limit}", align="left")
             screen.print(escape(str(tokenizer.decode(list(ids)))), soft_wrap=True)
             screen.print(f"[dim]ids {list(ids)}[/dim]", soft_wrap=True)
-    limited = make_renderer(tokenizer, config)
     over = sum(_is_over(limited, row, index) for index, row in enumerate(rows))
+    budget_name = "prompt budget" if config.max_reference_length is None else "prompt or completion budget"
     fate = "would be dropped" if config.overlong == "drop" else "would stop the run (overlong='error')"
-    screen.rule(f"{over} of {len(rows)} rows are over a prompt budget and {fate}", align="left")
+    screen.rule(
+        f"{over} of {len(rows)} rows are over a {budget_name} and {fate}",
+        align="left",
+    )
 
 
 def _is_over(renderer: Renderer, row: Any, index: int) -> bool:
@@ -69,7 +84,7 @@ class Finding:
 class Patient:
     """A recipe's parts, each loaded when a check first asks for it."""
 
-    def __init__(self, run: RunArguments, config: PBSDConfig) -> None:
+    def __init__(self, run: RunArguments, config: RolloutConfig) -> None:
         self.run = run
         self.config = config
 
@@ -88,13 +103,13 @@ class Patient:
         assert rows is not None
         return PromptDataset.from_rows(
             rows,
-            make_renderer(self.tokenizer, self.config),
+            make_renderer(self.tokenizer, self.config, training=True),
             required=set().union(*(rewards.required_columns(function) for function in functions)),
             drop_overlong=self.config.overlong == "drop",
         ).prompts
 
 
-def doctor(run: RunArguments, config: PBSDConfig) -> bool:
+def doctor(run: RunArguments, config: RolloutConfig) -> bool:
     """Print a line per check; returns whether everything is in order. A failed check says what to mend, and the checks
     that do not depend on it still run."""
     screen, patient = console(), Patient(run, config)
@@ -141,7 +156,7 @@ def _model(patient: Patient) -> Iterator[Finding]:
     run, config, model = patient.run, patient.config, patient.model
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     # Gradients and two Adam moments beside the weights, and the teacher's copy, where all weights are trained.
-    copies = 1 if run.use_peft else 4 + (config.teacher not in ("live", "external"))
+    copies = 1 if run.use_peft else 4 + (config.teacher_kind not in (None, "live", "external"))
     enough = weights * copies < psutil.virtual_memory().available or torch.cuda.is_available()
     yield Finding(
         f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters from "
@@ -155,7 +170,7 @@ def _data(patient: Patient) -> Iterator[Finding]:
     prompts, test = patient.prompts, patient.run.rows("test")
     yield Finding(f"{len(prompts)} training rows, {'no' if test is None else len(test)} held-out rows")
     without = sum(prompt.columns.get("privileged_context") in (None, "", []) for prompt in prompts)
-    if without:
+    if without and patient.config.reads_context:
         yield Finding(
             f"{without} of {len(prompts)} training rows have no privileged_context: both roles see the same there",
             "fill the column, or leave these rows out" if without == len(prompts) else "",
@@ -168,7 +183,7 @@ def _data(patient: Patient) -> Iterator[Finding]:
 
 def _templates(patient: Patient) -> Iterator[Finding]:
     prompt, first = patient.prompts[0], patient.tokenizer.bos_token_id
-    same = prompt.student_ids == prompt.teacher_ids
+    same = patient.config.reads_context and prompt.student_ids == prompt.teacher_ids
     yield Finding(
         f"first row: student {len(prompt.student_ids)} tokens, teacher {len(prompt.teacher_ids)} tokens",
         "both roles see the same prompt: does teacher_prompt_template use privileged_context?" if same else "",
@@ -195,12 +210,7 @@ def _stop_tokens(patient: Patient) -> Iterator[Finding]:
 
 
 def _options(patient: Patient) -> Iterator[Finding]:
-    config = patient.config
-    target = f"tilt eta/beta {config.reward_scale / config.beta:g}"
-    yield Finding(
-        f"{config.loss_type} loss, pairs {config.pairing}/{config.pair_policy}, teacher {config.teacher}, "
-        + (target if config.uses_rewards else "no reward is read: the target is the teacher itself"),
-    )
+    yield Finding(f"{patient.run.method}: {patient.config.objective}")
 
 
 def _dry_step(patient: Patient) -> Iterator[Finding]:
@@ -213,11 +223,17 @@ def _dry_step(patient: Patient) -> Iterator[Finding]:
         trainer = build_trainer(replace(patient.run, dataset_test_split=None), dry)
         trainer.train()
         logs = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    samples, cut = int(logs.get("pairs/kept", 0)), logs.get("tokens/student_truncated", 0.0)
+    pairs = f"{int(logs['pairs/kept'])} pairs, " if "pairs/kept" in logs else ""
+    learnt, cut = int(logs.get("tokens/trained", 0)), logs.get("tokens/student_truncated", 0.0)
+    rewards_by_role = " ".join(
+        f"{role} {logs[f'reward/{role}']:.2f}" for role in ("student", "teacher") if f"reward/{role}" in logs
+    )
+    nothing = "no pair was kept" if pairs else "no sample could be learnt from"
     yield Finding(
-        f"loss {logs['loss']:.4f}, {samples} pairs, reward student {logs['reward/student']:.2f} "
-        f"teacher {logs['reward/teacher']:.2f}, {trainer.train_seconds:.1f} s",
-        "" if samples else "no pair was kept in this step: see pairs/dropped_* and the pair_policy",
+        f"loss {logs['loss']:.4f}, {pairs}{learnt} tokens learnt from, "
+        + (f"reward {rewards_by_role}, " if rewards_by_role else "")
+        + f"{trainer.train_seconds:.1f} s",
+        "" if learnt else f"{nothing} in this step: see pairs/dropped_*, reward/* and teacher/reprompted in the log",
     )
     if cut > 0.5:
         yield Finding(

@@ -12,8 +12,9 @@ from typing import Any, Literal, NoReturn, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from pbsd.config import PBSDConfig
+from pbsd.config import RolloutConfig
 from pbsd.data import load_rows
+from pbsd.methods import METHODS
 
 
 def _option(default: Any, help: str) -> Any:
@@ -24,12 +25,14 @@ def _option(default: Any, help: str) -> Any:
 class RunArguments:
     """What a recipe says besides the method's options. Names follow TRL's `ModelConfig` and `ScriptArguments`."""
 
-    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or lab/arithmetic-0.2m."})
-    dataset_name: str = field(metadata={"help": "lab/arithmetic, a JSON-lines or Parquet file, a folder, a hub id."})
+    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or a lab base: lab/arithmetic-0.2m."})
+    dataset_name: str = field(
+        metadata={"help": "lab/TASK, lab/TASK-WORLD, a JSON-lines or Parquet file, a folder, a hub id."}
+    )
     reward_funcs: list[str] = field(
         metadata={"help": "math, tool_call, format, package.module:function, or JSON with a built-in's options."}
     )
-    method: Literal["pbsd"] = _option("pbsd", "The method.")
+    method: str = _option("pbsd", f"The method: {', '.join(METHODS)}.")
     dataset_config: str | None = _option(None, "Configuration of a hub dataset.")
     dataset_train_split: str = _option("train", "Split to train on.")
     dataset_test_split: str | None = _option("test", "Held-out split for accuracy before and after; null: none.")
@@ -82,7 +85,7 @@ class _Parser(HfArgumentParser):
         raise RecipeError(message)
 
 
-def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArguments, PBSDConfig]:
+def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArguments, RolloutConfig]:
     """Read a recipe; `flags` (`--key value` or `--key=value`) win over it.
 
     Raises:
@@ -90,28 +93,50 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArgumen
     """
     path = Path(path)
     values = _read(path)
-    known = [option.name for part in (RunArguments, PBSDConfig) for option in fields(part) if option.init]
+    given = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
+    method = _method(values, flags)
+    parts = (RunArguments, METHODS[method][0])
+    known = [option.name for part in parts for option in fields(part) if option.init]
     for key in values:
-        _check_key(key, known, f"{path}: unknown key")
-    for flag in flags:
-        if flag.startswith("--"):
-            _check_key(flag[2:].split("=")[0], known, "unknown flag --")
-    parser = _Parser([RunArguments, PBSDConfig], allow_abbrev=False)  # type: ignore[list-item]
+        _check_key(key, known, f"{path}: unknown key", method)
+    for flag in given:
+        _check_key(flag, known, "unknown flag --", method)
+    parser = _Parser(parts, allow_abbrev=False)  # type: ignore[arg-type]
     words = [word for key, value in values.items() for word in _words(key, value)]
     try:
-        run, config = parser.parse_args_into_dataclasses(args=[*words, *flags], look_for_args_file=False)
+        parsed = vars(parser.parse_args([*words, *flags]))
+        made = []
+        for part in parts:
+            hints = get_type_hints(part)
+            for key in values.keys() & hints.keys() - given:
+                if values[key] is None and type(None) in get_args(hints[key]):
+                    parsed[key] = None  # the command line has no word for null
+            made.append(part(**{option.name: parsed[option.name] for option in fields(part) if option.init}))
     except (RecipeError, ValueError) as error:
         raise RecipeError(f"{path}: {error}") from error
-    given = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
-    for part in (run, config):
-        hints = get_type_hints(type(part))
-        for key in values.keys() & {option.name for option in fields(part)} - given:
-            if values[key] is None and type(None) in get_args(hints[key]):
-                setattr(part, key, None)  # the command line has no word for null
+    run, config = made
+    assert isinstance(run, RunArguments) and isinstance(config, RolloutConfig)
     return run, config
 
 
-def dump_recipe(run: RunArguments, config: PBSDConfig) -> str:
+def _method(values: dict[str, Any], flags: Sequence[str]) -> str:
+    """The method that the flags name, or the recipe; needed before the options can be parsed."""
+    name = values.get("method") or "pbsd"
+    for place, flag in enumerate(flags):
+        if flag.startswith("--method="):
+            name = flag.removeprefix("--method=")
+        elif flag == "--method" and place + 1 < len(flags):
+            name = flags[place + 1]
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), METHODS, n=1)
+        raise RecipeError(
+            f"unknown method {name!r}; "
+            + (f"did you mean {near[0]}?" if near else f"choose among {', '.join(METHODS)}")
+        )
+    return str(name)
+
+
+def dump_recipe(run: RunArguments, config: RolloutConfig) -> str:
     """The resolved options as a recipe that `load_recipe` reads back."""
     options = config.to_dict()
     values = {option.name: getattr(run, option.name) for option in fields(run)}
@@ -133,11 +158,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_key(key: str, known: Sequence[str], what: str) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        joint = "" if what.endswith("--") else " "
-        raise RecipeError(f"{what}{joint}{key}" + (f"; did you mean {near[0]}?" if near else ""))
+def _check_key(key: str, known: Sequence[str], what: str, method: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(str(key), known, n=1)
+    joint = "" if what.endswith("--") else " "
+    others = [name for name, (config, _) in METHODS.items() if key in {option.name for option in fields(config)}]
+    hint = f"it is an option of {', '.join(others)}" if others else f"did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"{what}{joint}{key}{'; ' if hint else ''}{hint} (method: {method})")
 
 
 def _words(key: str, value: Any) -> list[str]:

@@ -36,6 +36,7 @@ class Renderer:
     Args:
         teacher_prompt_template: Jinja; sees `prompt` (text), `privileged_context` (text) and every other column.
         student_thinking_prefix, teacher_thinking_prefix: text after the generation prompt, part of the prompt's ids.
+        max_reference_length: render the row's own completion too, of at most so many tokens; None: it is not read.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ class Renderer:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_prompt_length: int | None = None
     max_teacher_prompt_length: int | None = None
+    max_reference_length: int | None = None
 
     def __post_init__(self) -> None:
         compile_template(self.teacher_prompt_template)
@@ -63,26 +65,53 @@ class Renderer:
             columns={key: value for key, value in row.items() if key != "prompt"},
             student_ids=self._encode(student_text, chat, "max_prompt_length", index),
             teacher_ids=self._encode(teacher_text, chat, "max_teacher_prompt_length", index),
+            reference_ids=() if self.max_reference_length is None else self._reference_ids(row, index),
         )
+
+    def reprompt(self, prompt: Prompt, template: str, **values: Any) -> Ids:
+        """A teacher's prompt made while training: the template, which sees `prompt` and `values`, filled in.
+
+        Raises OverlongError for one over the teacher's budget, RowError where the template cannot be filled.
+        """
+        problem = _last_user_text(prompt.prompt, prompt.row)
+        filled = self._filled(template, {**values, "prompt": problem}, prompt.row)
+        text = self._text(_with_last_user_text(prompt.prompt, filled), self.teacher_thinking_prefix, prompt.row)
+        return self._encode(text, not isinstance(prompt.prompt, str), "max_teacher_prompt_length", prompt.row)
+
+    def _reference_ids(self, row: Mapping[str, Any], index: int) -> Ids:
+        """The row's completion as the student would have sampled it: its text, then the stop token."""
+        assert self.max_reference_length is not None
+        column = "completion" if row.get("completion") else "privileged_context"
+        text = _context_text(row.get(column), index, column)
+        if text is None:
+            raise RowError(
+                f"row {index}: nothing to learn: both `completion` and `privileged_context` are empty: fill one, or "
+                "leave the row out"
+            )
+        if self.tokenizer.eos_token_id is None:
+            raise RowError("the tokenizer has no eos_token to end the rows' completions with: set it")
+        ids = (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+        if len(ids) > self.max_reference_length:
+            raise OverlongError(
+                f"row {index}: `{column}` has {len(ids)} tokens with the stop token, max_completion_length is "
+                f"{self.max_reference_length}: raise it, shorten the row, or set overlong='drop' to leave such rows out"
+            )
+        return ids
 
     def _teacher_prompt(self, row: Mapping[str, Any], problem: str, index: int) -> Any:
         context = _context_text(row.get("privileged_context"), index)
         if context is None:
             return row["prompt"]
+        values = {**row, "prompt": problem, "privileged_context": context}
+        return _with_last_user_text(row["prompt"], self._filled(self.teacher_prompt_template, values, index))
+
+    def _filled(self, template: str, values: Mapping[str, Any], index: int) -> str:
         try:
-            text = compile_template(self.teacher_prompt_template).render(
-                {**row, "prompt": problem, "privileged_context": context}
-            )
+            return compile_template(template).render(values)
         except jinja2.UndefinedError as error:
             raise RowError(
-                f"row {index}: teacher_prompt_template: {error}; columns are {', '.join(sorted(row))}"
+                f"row {index}: the teacher's prompt template: {error}; columns are {', '.join(sorted(values))}"
             ) from error
-        if isinstance(row["prompt"], str):
-            return text
-        last = _last_user_index(row["prompt"])
-        return [
-            {**message, "content": text} if place == last else message for place, message in enumerate(row["prompt"])
-        ]
 
     def _text(self, prompt: Any, prefix: str, index: int) -> str:
         if isinstance(prompt, str):
@@ -116,17 +145,21 @@ class Renderer:
 
 
 @cache
-def compile_template(source: str) -> jinja2.Template:
+def compile_template(source: str, name: str = "teacher_prompt_template") -> jinja2.Template:
     """Raises ValueError, with the line, when the template is not Jinja."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"teacher_prompt_template, line {error.lineno}: {error.message}") from error
+        raise ValueError(f"{name}, line {error.lineno}: {error.message}") from error
 
 
-def _last_user_index(messages: list[dict[str, Any]]) -> int:
-    return max(place for place, message in enumerate(messages) if message["role"] == "user")
+def _with_last_user_text(prompt: Any, text: str) -> Any:
+    """The prompt with the text in its place; in a chat, in that of the last user message's content."""
+    if isinstance(prompt, str):
+        return text
+    last = max(place for place, message in enumerate(prompt) if message["role"] == "user")
+    return [{**message, "content": text} if place == last else message for place, message in enumerate(prompt)]
 
 
 def _last_user_text(prompt: Any, index: int) -> str:
@@ -157,17 +190,15 @@ def _content_text(message: Mapping[str, Any], index: int) -> str:
     return content
 
 
-def _context_text(context: Any, index: int) -> str | None:
-    """Privileged context as text: messages are joined by line breaks; null and empty mean that there is none."""
+def _context_text(context: Any, index: int, column: str = "privileged_context") -> str | None:
+    """Privileged context (or another column) as text: messages are joined by line breaks; null and empty are None."""
     if context is None or context == "" or context == []:
         return None
     if isinstance(context, str):
         return context
     if isinstance(context, list) and all(isinstance(message, dict) for message in context):
         return "\n".join(_content_text(message, index) for message in context)
-    raise RowError(
-        f"row {index}: `privileged_context` must be a string, a list of messages or null, got {_shown(context)}"
-    )
+    raise RowError(f"row {index}: `{column}` must be a string, a list of messages or null, got {_shown(context)}")
 
 
 def _shown(value: Any) -> str:

@@ -28,7 +28,7 @@ def kl_teacher_student(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Te
 
     Covers the teacher's modes. The gradient with respect to log S(v) is -T(v).
     """
-    return _kl(_full_precision(teacher_logprobs).detach(), _full_precision(student_logprobs))
+    return divergence_terms(student_logprobs, teacher_logprobs, alpha=0.0).sum(-1)
 
 
 def kl_student_teacher(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def kl_student_teacher(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Te
 
     Seeks a mode of the teacher. The gradient with respect to log S(v) is S(v) [log S(v) - log T(v) + 1].
     """
-    return _kl(_full_precision(student_logprobs), _full_precision(teacher_logprobs).detach())
+    return divergence_terms(student_logprobs, teacher_logprobs, alpha=1.0).sum(-1)
 
 
 def jensen_shannon(student_logprobs: Tensor, teacher_logprobs: Tensor, *, mixture: float) -> Tensor:
@@ -60,14 +60,27 @@ def jensen_shannon(student_logprobs: Tensor, teacher_logprobs: Tensor, *, mixtur
             f"mixture must lie strictly between 0 and 1, got {mixture}; for what TRL computes at 0 and at 1, "
             "use kl_teacher_student and kl_student_teacher"
         )
+    return divergence_terms(student_logprobs, teacher_logprobs, alpha=mixture).sum(-1)
+
+
+def divergence_terms(student_logprobs: Tensor, teacher_logprobs: Tensor, *, alpha: float) -> Tensor:
+    """The entries of a divergence before they are summed over the vocabulary, [.., V] -> [.., V], by TRL's `alpha`:
+    of KL(T || S) at 0, of KL(S || T) at 1, of `jensen_shannon(mixture=alpha)` between.
+
+    A single entry may be negative. OPSD (arXiv 2601.18734) caps each from above before the sum.
+    """
     student, teacher = _full_precision(student_logprobs), _full_precision(teacher_logprobs).detach()
-    weight = student.new_tensor(mixture)
+    if alpha == 0.0:
+        return _kl_terms(teacher, student)
+    if alpha == 1.0:
+        return _kl_terms(student, teacher)
+    weight = student.new_tensor(alpha)
     # logaddexp(-inf, -inf) has a NaN gradient; the filled entries have no weight in either sum.
     absent = torch.isneginf(student) & torch.isneginf(teacher)
     mean = torch.logaddexp(
         student.masked_fill(absent, 0.0) + torch.log1p(-weight), teacher.masked_fill(absent, 0.0) + weight.log()
     )
-    return mixture * _kl(teacher, mean) + (1.0 - mixture) * _kl(student, mean)
+    return alpha * _kl_terms(teacher, mean) + (1.0 - alpha) * _kl_terms(student, mean)
 
 
 def coarsen(logprobs_V: Tensor, ids_K: Tensor) -> Tensor:
@@ -86,6 +99,14 @@ def coarsen(logprobs_V: Tensor, ids_K: Tensor) -> Tensor:
         ids_K: distinct token ids; of the teacher's or the student's most likely tokens, or any others.
     """
     return with_tail(logprobs_V.gather(-1, ids_K))
+
+
+def renormalized(logprobs_V: Tensor, ids_K: Tensor) -> Tensor:
+    """The distribution given that the token is one of the K tokens `ids_K`, [.., V], [.., K] -> [.., K].
+
+    Unlike `coarsen`, mass that the student moves outside the K tokens is not seen.
+    """
+    return _full_precision(logprobs_V.gather(-1, ids_K)).log_softmax(-1)
 
 
 def with_tail(logprobs_K: Tensor) -> Tensor:
@@ -129,11 +150,11 @@ def sampled_kl_teacher_student(student_logprobs: Tensor, teacher_logprobs: Tenso
     return _full_precision(teacher_logprobs).detach() - _full_precision(student_logprobs)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
+def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
     mass = p.exp()
     # Filled before the subtraction: -inf - (-inf) is NaN, and so is the gradient of a product with an infinite factor.
     absent = mass == 0
-    return (mass * (p.masked_fill(absent, 0.0) - q.masked_fill(absent, 0.0))).sum(-1)
+    return mass * (p.masked_fill(absent, 0.0) - q.masked_fill(absent, 0.0))
 
 
 def _full_precision(logprobs: Tensor) -> Tensor:

@@ -1,171 +1,275 @@
 """Preference-Based Self-Distillation (arXiv 2605.05040).
 
 The target is the teacher tilted by the reward, P*(y) proportional to T(y|x,c) exp(eta r(x,y) / beta). The student
-learns it from the gap between teacher samples and its own fresh samples: with h(y) = beta [log pi(y|x) - log T(y|x,c)],
-the margin h(y+) - h(y-) of every pair is moved towards what the rewards say of it.
+learns it from teacher samples and its own fresh ones: with h(y) = beta [log pi(y|x) - log T(y|x,c)], the margin
+h(y+) - h(y-) of every pair is moved towards what the rewards say of it. That is the paper's family, `preference`; three
+other projections of the same target (DESIGN 2.8) can take its place or join it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pbsd.config import PBSDConfig
-from pbsd.engine import Engine, rollout_metrics
-from pbsd.losses.preference import preference_loss
+from pbsd.config.pbsd import PROJECTIONS
+from pbsd.distillation import teacher_distributions
+from pbsd.engine import Engine
+from pbsd.losses.divergence import kl_student_teacher
+from pbsd.losses.preference import group_log_variance_loss, preference_loss
+from pbsd.losses.projection import direct_loss, imitation_loss
+from pbsd.methods.method import EngineMethod
 from pbsd.pairs import make_pairs
-from pbsd.records import Batch, Metrics, Pair, Prompt
-from pbsd.scoring import Scores, ScoringGroup, score
+from pbsd.records import Batch, Metrics, Prompt, Role
+from pbsd.samples import Loss, no_loss, observe_pair, observe_student, pair_record, rollout_record, student_rows
+from pbsd.scoring import Scores, score
 from pbsd.teacher import Teacher
 
 
-class PBSD:
-    """The method as the trainer's `Method`."""
+class PBSD(EngineMethod[PBSDConfig]):
+    teacher: Teacher
 
     def __init__(self, args: PBSDConfig, engine: Engine) -> None:
         assert engine.teacher is not None, "PBSD needs a teacher"
-        self.args = args
-        self.engine = engine
-        self.teacher: Teacher = engine.teacher
+        super().__init__(args, engine)
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
-        key, params = (args.seed, step), args.sampling_params()
-        rollouts = engine.sample(prompts, "teacher", args.num_teacher_generations, key=key, params=params)
-        rollouts += engine.sample(prompts, "student", args.num_generations, key=key, params=params)
-        rollouts, scores = engine.grade(prompts, rollouts)
-        rollouts = engine.score_teacher(prompts, rollouts)
-        pairs, dropped = make_pairs(
-            rollouts,
-            pairing=args.pairing,
-            pair_policy=args.pair_policy,
-            needs_rewards=args.loss_type != "logistic",
-            keep_ties=args.keep_ties,
-        )
-
-        metrics = rollout_metrics(rollouts, scores)
-        metrics.count("pairs/kept", len(pairs))
-        for reason in ("dropped_unjudged", "dropped_incorrect", "dropped_not_improving", "dropped_tie", "swapped"):
-            metrics.count(f"pairs/{reason}", dropped[reason])
-        if args.teacher == "refreshed":
-            self.teacher.observe(
-                engine.gather([r.reward for r in rollouts if r.role == "student" and r.reward is not None]),
-                engine.gather([r.reward for r in rollouts if r.role == "teacher" and r.reward is not None]),
+        counts: dict[Role, int] = {"teacher": args.num_teacher_generations, "student": args.num_generations}
+        rollouts, metrics = self.sample(prompts, {role: n for role, n in counts.items() if n}, step)
+        rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=args.reuse_sampler_logprobs)
+        metrics.merge(scoring_metrics)
+        batch = Batch(tuple(prompts), tuple(rollouts))
+        if args.uses_pairs:
+            pairs, dropped = make_pairs(
+                rollouts,
+                pairing=args.pairing,
+                pair_policy=args.pair_policy,
+                needs_rewards=args.loss_type != "logistic",
+                keep_ties=args.keep_ties,
             )
-        return Batch(tuple(prompts), tuple(rollouts), tuple(pairs)), metrics
+            batch = replace(batch, pairs=tuple(pairs))
+            metrics.count("pairs/kept", len(pairs))
+            for reason in ("dropped_unjudged", "dropped_incorrect", "dropped_not_improving", "dropped_tie", "swapped"):
+                metrics.count(f"pairs/{reason}", dropped[reason])
+        for name in args.coef_schedule or ():
+            metrics.observe(f"loss/{name}", [args.at_step(name, step)])
+        totals = {name: float(sum(engine.gather([number]))) for name, number in self._numbers(batch).items()}
+        return replace(batch, totals={"step": step, **totals}), metrics
 
     def weight(self, batch: Batch) -> float:
-        return float(len(batch.pairs))
+        return self._numbers(batch)[self._unit(batch)]
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics, list[dict[str, Any]]]:
-        used = sorted({index for pair in batch.pairs for index in (pair.chosen, pair.rejected)}) or [0]
-        place = {index: row for row, index in enumerate(used)}
-        groups = [
-            ScoringGroup(batch.prompts[rollout.prompt].student_ids, (rollout.completion_ids,))
-            for rollout in (batch.rollouts[index] for index in used)
-        ]
-        policy = score(model, groups, pad_id=self.engine.pad_id)
-        if not batch.pairs:
-            return policy.sequence_logprobs_B.sum() * 0.0, Metrics(), []
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        coefs = self._coefs(batch)
+        if any(coefs[name] for name in PROJECTIONS[1:]):
+            indices = list(range(len(batch.rollouts)))
+        else:
+            indices = sorted({index for pair in batch.pairs for index in (pair.chosen, pair.rejected)})
+        if not indices:
+            return no_loss(self.engine, model, batch)
+        here = self._numbers(batch)
+        rows = self._score(model, batch, indices, with_divergence=bool(coefs["direct"] and here["direct"]))
+        numbers = batch.totals or here
+        unit = numbers[self._unit(batch)]
+        metrics = Metrics()
+        loss = rows.scores.sequence_logprobs_B.sum() * 0.0
+        terms = {
+            "preference": self._preference,
+            "nll": self._nll,
+            "group": self._group,
+            "imitation": self._imitation,
+            "direct": self._direct,
+        }
+        values: dict[str, Tensor] = {}
+        for name, term in terms.items():
+            counted_as = "preference" if name == "nll" else name
+            if here[counted_as] and (coefs[name] or counted_as == "preference"):
+                values[name] = term(rows)
+                metrics.observe(f"loss/{name}", values[name].tolist())
+                # The trainer divides by `unit`: what is left is the coefficient times the term's own mean.
+                loss = loss + coefs[name] * values[name].sum() * (unit / numbers[counted_as])
 
-        device = policy.logprobs_BT.device
-        policy_B = policy.sequence_logprobs_B
-        teacher_B = torch.tensor([batch.rollouts[index].teacher_logprob for index in used], device=device)
-        rewards_B = torch.tensor([_number(batch.rollouts[index].reward) for index in used], device=device)
-        chosen_B = torch.tensor([place[pair.chosen] for pair in batch.pairs], device=device)
-        rejected_B = torch.tensor([place[pair.rejected] for pair in batch.pairs], device=device)
-
-        labels_B = torch.tensor([pair.label for pair in batch.pairs], device=device)
-        smoothing_B = (1.0 - labels_B) + self.args.label_smoothing * (2.0 * labels_B - 1.0)
-        pair_loss_B = preference_loss(
-            policy_B[chosen_B],
-            policy_B[rejected_B],
-            teacher_B[chosen_B],
-            teacher_B[rejected_B],
-            beta=self.args.beta,
-            loss=self.args.loss_type,
-            reward_chosen_B=rewards_B[chosen_B],
-            reward_rejected_B=rewards_B[rejected_B],
-            reward_scale=self.args.reward_scale,
-            label_smoothing=smoothing_B,
-        )
-        nll_B = -policy_B / policy.mask_BT.sum(-1)
-        loss = pair_loss_B.sum() + self.args.nll_coef * nll_B[chosen_B].sum()
-
-        log_ratio_B = (policy_B.detach() - teacher_B).tolist()
-        metrics, samples = Metrics(), []
-        metrics.observe("loss/preference", pair_loss_B.tolist())
-        metrics.observe("loss/nll", nll_B[chosen_B].tolist())
-        for pair, pair_loss in zip(batch.pairs, pair_loss_B.tolist(), strict=True):
-            ratios = log_ratio_B[place[pair.chosen]], log_ratio_B[place[pair.rejected]]
-            margin = self.args.beta * (ratios[0] - ratios[1])
-            self._observe_pair(metrics, batch, pair, ratios, margin)
-            samples.append(_record(batch, pair, ratios, margin, pair_loss))
-        self._observe_student(metrics, batch, used, policy)
+        metrics.count("tokens/trained", rows.scores.mask_BT.sum().item())
+        samples = self._pair_records(metrics, rows, values["preference"]) if batch.pairs else []
+        if not self.args.uses_pairs:
+            ratio_B = (rows.policy_B.detach() - rows.teacher_B).tolist()
+            samples = [rollout_record(batch, i, log_ratio=ratio_B[row]) for row, i in enumerate(rows.used)]
+        observe_student(metrics, batch, rows.used, rows.scores)
         return loss, metrics, samples
 
-    def after_step(self, step: int) -> None:
-        self.teacher.after_step(step)
+    # The terms: a value per pair, prompt or student sample
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
+    def _preference(self, rows: _Rows) -> Tensor:
+        chosen_B, rejected_B = rows.pair_rows()
+        labels_B = rows.policy_B.new_tensor([pair.label for pair in rows.batch.pairs])
+        smoothing_B = (1.0 - labels_B) + self.args.label_smoothing * (2.0 * labels_B - 1.0)
+        return preference_loss(
+            rows.policy_B[chosen_B],
+            rows.policy_B[rejected_B],
+            rows.teacher_B[chosen_B],
+            rows.teacher_B[rejected_B],
+            beta=self.args.beta,
+            loss=self.args.loss_type,
+            reward_chosen_B=rows.reward_B[chosen_B],
+            reward_rejected_B=rows.reward_B[rejected_B],
+            reward_scale=self._reward_scale(rows.batch),
+            label_smoothing=smoothing_B,
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
+    def _nll(self, rows: _Rows) -> Tensor:
+        chosen_B, _ = rows.pair_rows()
+        return (-rows.policy_B / rows.scores.mask_BT.sum(-1))[chosen_B]
 
-    def _observe_pair(
-        self, metrics: Metrics, batch: Batch, pair: Pair, ratios: tuple[float, float], margin: float
-    ) -> None:
-        metrics.observe("pairs/margin", [margin])
-        metrics.observe("pairs/saturated", [abs(margin) > 4.0])
-        metrics.observe("teacher/log_ratio_chosen", [ratios[0]])
-        metrics.observe("teacher/log_ratio_rejected", [ratios[1]])
-        rewards = batch.rollouts[pair.chosen].reward, batch.rollouts[pair.rejected].reward
-        if rewards[0] is not None and rewards[1] is not None:
-            metrics.observe("pairs/reward_gap", [rewards[0] - rewards[1]])
-            if rewards[0] != rewards[1]:
-                metrics.observe("pairs/accuracy", [(margin > 0) == (rewards[0] > rewards[1])])
+    def _group(self, rows: _Rows) -> Tensor:
+        rows_PG, mask_PG = rows.by_prompt(rows.judged(), at_least=2)
+        return group_log_variance_loss(
+            rows.policy_B[rows_PG],
+            rows.teacher_B[rows_PG],
+            rows.reward_B[rows_PG],
+            mask_PG,
+            beta=self.args.beta,
+            reward_scale=self._reward_scale(rows.batch),
+        )
 
-    def _observe_student(self, metrics: Metrics, batch: Batch, used: list[int], policy: Scores) -> None:
-        """Entropy on the student's own samples, and how far its scores lie from those the sampler recorded."""
-        rows = [row for row, index in enumerate(used) if batch.rollouts[index].role == "student"]
-        logprobs, lengths = policy.token_lists(), policy.mask_BT.sum(-1)
-        entropy_B = policy.entropy_BT.sum(-1) / lengths
-        metrics.observe("health/student_entropy", (entropy_B[row].item() for row in rows))
-        for row in rows:
-            sampled = batch.rollouts[used[row]].sampler_logprobs
-            gap = sum(abs(ours - theirs) for ours, theirs in zip(logprobs[row], sampled, strict=True))
-            metrics.observe("health/sampler_gap", [gap / len(sampled)])
+    def _imitation(self, rows: _Rows) -> Tensor:
+        rows_PG, mask_PG = rows.by_prompt(rows.judged("teacher"), at_least=1)
+        return imitation_loss(
+            rows.policy_B[rows_PG],
+            rows.reward_B[rows_PG],
+            mask_PG,
+            beta=self.args.beta,
+            reward_scale=self._reward_scale(rows.batch),
+        )
 
+    def _direct(self, rows: _Rows) -> Tensor:
+        own_B = torch.tensor(rows.judged("student"), dtype=torch.long, device=rows.policy_B.device)
+        assert rows.scores.extra_BT is not None
+        return direct_loss(
+            rows.scores.logprobs_BT[own_B],
+            rows.scores.extra_BT[own_B],
+            rows.scores.mask_BT[own_B],
+            rows.reward_B[own_B],
+            torch.tensor([rows.batch.rollouts[rows.used[row]].prompt for row in own_B.tolist()], device=own_B.device),
+            beta=self.args.beta,
+            reward_scale=self._reward_scale(rows.batch),
+            kl_gradient=self.args.direct_kl_gradient,
+        )
 
-def _number(reward: float | None) -> float:
-    return float("nan") if reward is None else reward
+    # How the terms are scored and weighed
 
+    def _score(self, model: nn.Module, batch: Batch, indices: Sequence[int], *, with_divergence: bool) -> _Rows:
+        """One forward pass; with KL(pi || T) over the vocabulary at the tokens of the student's own samples."""
+        groups, used = student_rows(batch, indices)
+        if not with_divergence:
+            return _Rows(batch, used, score(model, groups, pad_id=self.engine.pad_id))
+        own = [index for index in used if batch.rollouts[index].role == "student"]
+        teacher = teacher_distributions(self.engine, batch, own)
+        hidden_MD = torch.cat(teacher.hidden)
+        is_own_M = torch.tensor(
+            [batch.rollouts[index].role == "student" for index in used for _ in batch.rollouts[index].completion_ids]
+        )
+        place_M = is_own_M.cumsum(0) - 1
 
-def _record(batch: Batch, pair: Pair, ratios: tuple[float, float], margin: float, loss: float) -> dict[str, Any]:
-    """One line of samples.jsonl."""
-    prompt = batch.prompts[batch.rollouts[pair.chosen].prompt]
-    sides = {}
-    for side, index, ratio in (("chosen", pair.chosen, ratios[0]), ("rejected", pair.rejected, ratios[1])):
-        rollout = batch.rollouts[index]
-        sides[side] = {
-            "text": rollout.text,
-            "role": rollout.role,
-            "reward": rollout.reward,
-            "tokens": len(rollout.completion_ids),
-            "finished": rollout.finished,
-            "log_ratio": ratio,
+        def divergence(student_CV: Tensor, part: slice) -> Tensor:
+            own_C = is_own_M[part].nonzero().squeeze(-1)
+            teacher_CV = teacher.logits(hidden_MD[place_M[part][own_C].to(hidden_MD.device)])
+            kl_C = kl_student_teacher(
+                student_CV[own_C.to(student_CV.device)].log_softmax(-1), teacher_CV.log_softmax(-1)
+            )
+            return kl_C.new_zeros(len(student_CV)).index_put((own_C.to(kl_C.device),), kl_C)
+
+        return _Rows(batch, used, score(model, groups, pad_id=self.engine.pad_id, token_function=divergence))
+
+    def _coefs(self, batch: Batch) -> dict[str, float]:
+        step = int(batch.totals.get("step", 0))
+        return {name: self.args.at_step(f"{name}_coef", step) for name in (*PROJECTIONS, "nll")}
+
+    def _reward_scale(self, batch: Batch) -> float:
+        return self.args.at_step("reward_scale", int(batch.totals.get("step", 0)))
+
+    def _numbers(self, batch: Batch) -> dict[str, float]:
+        """How many values each projection is a mean of."""
+        judged = [0] * len(batch.prompts)
+        teacher = [0] * len(batch.prompts)
+        own = 0
+        for rollout in batch.rollouts:
+            if rollout.reward is not None:
+                judged[rollout.prompt] += 1
+                teacher[rollout.prompt] += rollout.role == "teacher"
+                own += rollout.role == "student"
+        return {
+            "preference": len(batch.pairs),
+            "group": sum(number >= 2 for number in judged),
+            "imitation": sum(number >= 1 for number in teacher),
+            "direct": own,
         }
-    return {
-        "row": prompt.row,
-        "prompt": prompt.prompt,
-        "privileged_context": prompt.columns.get("privileged_context"),
-        **sides,
-        "margin": margin,
-        "label": pair.label,
-        "swapped": pair.swapped,
-        "loss": loss,
-    }
+
+    def _unit(self, batch: Batch) -> str:
+        """Whose number the trainer divides by: the first projection in use that has any in this step."""
+        coefs, numbers = self._coefs(batch), batch.totals or self._numbers(batch)
+        return next((name for name in PROJECTIONS if coefs[name] and numbers[name]), "preference")
+
+    def _pair_records(self, metrics: Metrics, rows: _Rows, loss_B: Tensor) -> list[dict[str, Any]]:
+        ratio_B = (rows.policy_B.detach() - rows.teacher_B).tolist()
+        chosen, rejected = (side.tolist() for side in rows.pair_rows())
+        samples = []
+        for pair, loss, one, other in zip(rows.batch.pairs, loss_B.tolist(), chosen, rejected, strict=True):
+            ratios = ratio_B[one], ratio_B[other]
+            margin = self.args.beta * (ratios[0] - ratios[1])
+            observe_pair(metrics, rows.batch, pair, ratios, margin, against="teacher")
+            samples.append(pair_record(rows.batch, pair, ratios, margin, loss))
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Scored rollouts: which each row is, and tensors over the rows. An unjudged reward is NaN."""
+
+    batch: Batch
+    used: list[int]
+    scores: Scores
+
+    @property
+    def policy_B(self) -> Tensor:
+        return self.scores.sequence_logprobs_B
+
+    @property
+    def teacher_B(self) -> Tensor:
+        return self.policy_B.new_tensor([self.batch.rollouts[index].teacher_logprob for index in self.used])
+
+    @property
+    def reward_B(self) -> Tensor:
+        rewards = [self.batch.rollouts[index].reward for index in self.used]
+        return self.policy_B.new_tensor([float("nan") if reward is None else reward for reward in rewards])
+
+    def pair_rows(self) -> tuple[Tensor, Tensor]:
+        """Rows of the chosen and of the rejected side of every pair."""
+        place = {index: row for row, index in enumerate(self.used)}
+        sides = zip(*((place[pair.chosen], place[pair.rejected]) for pair in self.batch.pairs), strict=True)
+        chosen_B, rejected_B = (torch.tensor(side, device=self.scores.logprobs_BT.device) for side in sides)
+        return chosen_B, rejected_B
+
+    def judged(self, role: Role | None = None) -> list[int]:
+        """Rows of judged rollouts, of one role or of all."""
+        return [
+            row
+            for row, index in enumerate(self.used)
+            if self.batch.rollouts[index].reward is not None and role in (None, self.batch.rollouts[index].role)
+        ]
+
+    def by_prompt(self, members: Sequence[int], *, at_least: int) -> tuple[Tensor, Tensor]:
+        """Rows as a table, a line per prompt with enough of them, and where it is filled, [P, G]."""
+        lines: dict[int, list[int]] = {}
+        for row in members:
+            lines.setdefault(self.batch.rollouts[self.used[row]].prompt, []).append(row)
+        kept = [line for line in lines.values() if len(line) >= at_least]
+        width = max(map(len, kept), default=1)
+        device = self.scores.logprobs_BT.device
+        rows_PG = torch.tensor([line + line[:1] * (width - len(line)) for line in kept], device=device)
+        mask_PG = torch.tensor([[place < len(line) for place in range(width)] for line in kept], device=device)
+        return rows_PG.view(-1, width).long(), mask_PG.view(-1, width).bool()

@@ -1,0 +1,204 @@
+"""Options that methods share, on transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+from transformers import TrainingArguments
+
+from pbsd.rollouts.sampler import SamplingParams
+from pbsd.teacher import TeacherKind
+
+DEFAULT_TEACHER_TEMPLATE = "{{ prompt }}\n\n{{ privileged_context }}"
+
+
+def option(default: Any, help: str) -> Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RolloutConfig(TrainingArguments):
+    """Options that every method shares: prompts, sampling, rewards, evaluation. Lengths are in tokens."""
+
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "generation_kwargs",
+        "model_init_kwargs",
+        "chat_template_kwargs",
+    ]
+
+    output_dir: str | None = option("runs/pbsd", "The run folder.")
+    per_device_train_batch_size: int = option(8, "Prompts per device and forward pass (not completions).")
+    learning_rate: float = option(1e-5, "Peak learning rate.")
+    logging_steps: float = option(1, "Log every so many steps; metrics.jsonl is exact on resume at 1.")
+    save_strategy: str = option("steps", "When to save a checkpoint: steps, epoch or no.")
+    save_steps: float = option(50, "Save a checkpoint every so many steps.")
+    save_total_limit: int | None = option(2, "How many checkpoints to keep.")
+    remove_unused_columns: bool = option(False, "Kept False: reward functions read the data set's columns.")
+    lr_scheduler_type: str = option("constant_with_warmup", "Learning-rate schedule.")
+
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Keyword arguments of from_pretrained (dtype, revision, attn_implementation ...), as JSON on the command line.",
+    )
+    trust_remote_code: bool = option(False, "Let models and tokenizers from the hub run their own code.")
+    disable_dropout: bool = option(True, "Set every dropout to 0, so that scores are those of the sampled policy.")
+
+    max_prompt_length: int | None = option(None, "Longest student prompt. The problem is never cut; see `overlong`.")
+    max_teacher_prompt_length: int | None = option(None, "Longest teacher prompt (privileged context included).")
+    overlong: Literal["error", "drop"] = option(
+        "error", "What happens to rows over a prompt budget; drops are counted."
+    )
+    teacher_prompt_template: str = option(
+        DEFAULT_TEACHER_TEMPLATE,
+        "Jinja template of the teacher's prompt (of its last user message, for chats); sees `prompt`, "
+        "`privileged_context` and the row's columns.",
+    )
+    student_thinking_prefix: str = option("", "Text that starts the student's turn, e.g. '<think>\\n'.")
+    teacher_thinking_prefix: str = option("", "Text that starts the teacher's turn.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None, "Keyword arguments of apply_chat_template, as JSON."
+    )
+
+    num_generations: int = option(4, "Student completions per prompt (K_S), fresh at every step.")
+    max_completion_length: int = option(256, "Longest completion.")
+    temperature: float = option(1.0, "Sampling temperature; at 1 the samples come from the policy itself.")
+    top_p: float = option(1.0, "Nucleus sampling; 1 is off.")
+    top_k: int = option(0, "Sample from the k most likely tokens; 0 is off.")
+    min_p: float | None = option(None, "Drop tokens less likely than min_p times the most likely one.")
+    generation_kwargs: dict[str, Any] | str | None = option(None, "More options of the sampler, as JSON.")
+    generation_batch_size: int = option(64, "Completions decoded together on a device.")
+    scoring_batch_tokens: int = option(16384, "Tokens scored together where no gradient is needed.")
+    train_batch_tokens: int = option(
+        16384, "Tokens in one forward and backward pass, per device; larger micro-batches are cut by prompts."
+    )
+
+    reward_weights: list[float] | None = option(None, "A weight per reward function; None: all 1.")
+    reward_timeout: float = option(10.0, "Seconds a grader may take for one completion.")
+    reward_workers: int = option(1, "Worker processes for graders, per training process.")
+    success_threshold: float = option(
+        1.0, "A completion is correct when the first reward function gives at least this."
+    )
+
+    num_generations_eval: int = option(8, "Completions per held-out problem: accuracy is avg@k at T = 1.")
+    eval_seed: int = option(1234, "Seed of evaluation samples, the same before and after training.")
+
+    def __post_init__(self) -> None:
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "accuracy", True
+        super().__post_init__()
+        for name, options in _choices(type(self)).items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}")
+        for name in (
+            "num_generations",
+            "num_generations_eval",
+            "generation_batch_size",
+            "reward_workers",
+            "scoring_batch_tokens",
+            "train_batch_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.sampling_params()
+        if "{prompt}" in self.teacher_prompt_template.replace("{{prompt}}", ""):
+            raise ValueError(
+                "teacher_prompt_template is a Jinja template: write {{ prompt }} and {{ privileged_context }}, "
+                f"not {{prompt}}; got {self.teacher_prompt_template!r}"
+            )
+
+    def sampling_params(self, *, temperature: float | None = None) -> SamplingParams:
+        """Training's sampling parameters; with `temperature`, evaluation's (no truncation)."""
+        if temperature is not None:
+            return SamplingParams(max_completion_length=self.max_completion_length, temperature=temperature)
+        return SamplingParams(
+            max_completion_length=self.max_completion_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            generation_kwargs=dict(self.generation_kwargs or {}),  # type: ignore[arg-type]
+        )
+
+    @property
+    def teacher_kind(self) -> TeacherKind | None:
+        """Whose weights are kept beside the student's: the teacher's, or the reference's (initial); None: nobody's."""
+        return None
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the rows' privileged context is what the teacher knows more than the student."""
+        return False
+
+    @property
+    def max_reference_length(self) -> int | None:
+        """Longest reference completion, for methods that train on the rows' own; None: they are not read."""
+        return None
+
+    @property
+    def objective(self) -> str:
+        """What is optimised, in a few words, for people."""
+        raise NotImplementedError
+
+
+@dataclass
+class TeacherConfig(RolloutConfig):
+    """Options of methods with a teacher."""
+
+    _how_to_use_rewards: ClassVar[str] = ""
+
+    teacher: TeacherKind = option("initial", "Weights of the teacher: initial, live, ema, refreshed or external.")
+    teacher_model: str | None = option(None, "Name or folder of the model of an external teacher.")
+    ema_decay: float = option(0.99, "ema: weight of the old average at each step (0.99 keeps 99 percent).")
+    teacher_refresh_steps: int = option(50, "refreshed: copy the student (or check the rule) every so many steps.")
+    teacher_refresh_margin: float | None = option(
+        None, "refreshed: copy only if the student's mean reward leads the teacher's by this much since the last check."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay must lie in [0, 1] and is the weight of the old average, got {self.ema_decay}")
+        if self.teacher_refresh_steps < 1:
+            raise ValueError(f"teacher_refresh_steps must be at least 1, got {self.teacher_refresh_steps}")
+        if (self.teacher == "external") != (self.teacher_model is not None):
+            raise ValueError("teacher='external' and teacher_model go together: give both or neither")
+        if self.teacher_refresh_margin is not None and not (self.teacher == "refreshed" and self.samples_both):
+            raise ValueError(
+                "teacher_refresh_margin compares rewards of student and teacher samples for teacher='refreshed'; "
+                f"{type(self).__name__} with teacher={self.teacher!r} cannot: leave it out"
+            )
+        if self.teacher in ("live", "ema") and not self.uses_rewards:
+            warnings.warn(
+                f"teacher={self.teacher!r} with {self.objective} reads no reward: a moving teacher without labels is a "
+                f"feedback loop that collapses to few completions. Choose {self._how_to_use_rewards}teacher='initial'.",
+                stacklevel=2,
+            )
+
+    @property
+    def teacher_kind(self) -> TeacherKind | None:
+        return self.teacher
+
+    @property
+    def reads_context(self) -> bool:
+        return True
+
+    @property
+    def samples_both(self) -> bool:
+        """Whether both roles sample, so that a refresh rule can compare their rewards."""
+        return False
+
+    @property
+    def uses_rewards(self) -> bool:
+        """Whether the reward shapes the target; without it the fixed point is the teacher itself (DESIGN 2.6)."""
+        return False
+
+
+def _choices(cls: type) -> dict[str, tuple[str, ...]]:
+    own = [name for base in cls.__mro__ if base.__module__.startswith("pbsd.config") for name in base.__annotations__]
+    hints = get_type_hints(cls)
+    return {name: get_args(hints[name]) for name in own if getattr(hints[name], "__origin__", None) is Literal}

@@ -1,0 +1,151 @@
+"""Options of PBSD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pbsd.config.base import TeacherConfig, option
+from pbsd.losses.preference import PreferenceLoss
+from pbsd.losses.projection import KLGradient
+from pbsd.pairs import Pairing, PairPolicy
+
+PROJECTIONS = ("preference", "group", "imitation", "direct")
+SCHEDULED = (*(f"{name}_coef" for name in PROJECTIONS), "nll_coef", "reward_scale")
+
+
+@dataclass
+class PBSDConfig(TeacherConfig):
+    """Options of Preference-Based Self-Distillation (arXiv 2605.05040; mathematics in docs/paper_map.md).
+
+    The target is P* proportional to T exp(reward_scale * r / beta). Four projections of it can be mixed: the loss is
+    the sum of coefficient times mean, over pairs for `preference` (and the `nll` anchor on their chosen side), over
+    prompts for `group` and `imitation`, over student samples for `direct`. `preference` with `bradley_terry` or
+    `squared`, `group`, and `direct` have P* as their optimum, so their coefficients may be scheduled without moving the
+    target (`imitation` has it for large groups only; the anchor and ordered logistic pairs do not; docs/theory.md).
+
+    The default objective is ours, chosen in the lab (studies/defaults, docs/log.md): the paper's loss on pairs of the
+    union that the rewards put in order, with a likelihood anchor. The paper's own is loss_type="logistic",
+    pairing="cross", pair_policy="all", nll_coef=0.
+    """
+
+    _VALID_DICT_FIELDS = [*TeacherConfig._VALID_DICT_FIELDS, "coef_schedule"]
+    _how_to_use_rewards: ClassVar[str] = "loss_type='bradley_terry' or a pair_policy that reads rewards, or "
+
+    beta: float = option(0.1, "Strength of the pull to the teacher; the tilt is reward_scale / beta.")
+    loss_type: PreferenceLoss = option("logistic", "Pair loss: logistic (the paper's), bradley_terry or squared.")
+    reward_scale: float = option(1.0, "eta: multiplies the reward inside the loss.")
+    label_smoothing: float = option(0.0, "Probability that a preference label is wrong, below 1/2.")
+    preference_coef: float = option(1.0, "Weight of the pair loss (the paper's objective).")
+    group_coef: float = option(0.0, "Weight of the log-variance of h - r over all judged samples of a prompt.")
+    imitation_coef: float = option(0.0, "Weight of the reward-tilted cross-entropy on the teacher's samples.")
+    direct_coef: float = option(
+        0.0, "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward."
+    )
+    direct_kl_gradient: KLGradient = option(
+        "exact", "direct: exact (P* is the optimum) or pathwise, the usual term, which ignores later divergence."
+    )
+    nll_coef: float = option(
+        1.0, "Weight of an anchor: mean negative log-likelihood per token of the chosen completion."
+    )
+    coef_schedule: dict[str, Any] | str | None = option(
+        None,
+        "Coefficients over training, as JSON: {name: [[step, value], ...]}, linear between points, constant outside "
+        f"them; two points at one step are a jump. Names: {', '.join(SCHEDULED)}.",
+    )
+    num_teacher_generations: int = option(4, "Teacher completions per prompt (K_T); 0 where no objective needs them.")
+    pairing: Pairing = option("all", "cross: teacher against student samples; all: every two of the union.")
+    pair_policy: PairPolicy = option("oriented", "Which pairs stay: all (the paper), correct, improving or oriented.")
+    keep_ties: bool = option(False, "oriented: keep pairs of equal reward with label 1/2 instead of dropping them.")
+
+    reuse_sampler_logprobs: bool = option(
+        True, "Take the teacher's log-probabilities of its own samples from the sampler (see `teacher/reuse_gap`)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+        if not (math.isfinite(self.reward_scale) and 0 <= self.nll_coef < math.inf):
+            raise ValueError(
+                f"reward_scale must be finite and nll_coef at least 0, got {self.reward_scale} and {self.nll_coef}"
+            )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 1/2), got {self.label_smoothing}")
+        for name in PROJECTIONS:
+            if not 0 <= (value := getattr(self, f"{name}_coef")) < math.inf:
+                raise ValueError(f"{name}_coef must be at least 0, got {value}")
+        _check_schedule(self.coef_schedule or {})
+        if not any(self.may_use(name) for name in (*PROJECTIONS, "nll")):
+            raise ValueError(f"every coefficient is 0: set one of {', '.join(f'{name}_coef' for name in PROJECTIONS)}")
+        if self.num_teacher_generations < 0:
+            raise ValueError(f"num_teacher_generations must be at least 0, got {self.num_teacher_generations}")
+        if not self.num_teacher_generations and (
+            self.may_use("imitation") or (self.uses_pairs and self.pairing == "cross")
+        ):
+            raise ValueError(
+                "num_teacher_generations must be at least 1 for imitation and for pairing='cross': raise it, or choose "
+                "pairing='all' and imitation_coef=0"
+            )
+
+    def may_use(self, projection: str) -> bool:
+        """Whether the coefficient of a projection (or of `nll`) is positive at any step."""
+        name = f"{projection}_coef"
+        points = dict(self.coef_schedule or {}).get(name)  # type: ignore[arg-type]
+        return getattr(self, name) > 0 if points is None else any(value > 0 for _, value in points)
+
+    def at_step(self, name: str, step: int) -> float:
+        """A coefficient or the reward scale at step `step` (0 is the first), by `coef_schedule`."""
+        points = dict(self.coef_schedule or {}).get(name)  # type: ignore[arg-type]
+        return getattr(self, name) if points is None else _interpolate(points, step)
+
+    @property
+    def samples_both(self) -> bool:
+        return self.num_teacher_generations > 0
+
+    @property
+    def uses_pairs(self) -> bool:
+        return self.may_use("preference") or self.may_use("nll")
+
+    @property
+    def uses_rewards(self) -> bool:
+        others = any(self.may_use(name) for name in PROJECTIONS[1:])
+        return others or self.loss_type != "logistic" or self.pair_policy != "all"
+
+    @property
+    def objective(self) -> str:
+        active = [name for name in PROJECTIONS if self.may_use(name)]
+        pairs = f"{self.loss_type} loss, pairs {self.pairing}/{self.pair_policy}" if self.uses_pairs else "no pairs"
+        target = f"tilt eta/beta {self.reward_scale / self.beta:g}"
+        return (
+            f"{' + '.join(active) or 'nll'} ({pairs}), teacher {self.teacher}, "
+            + (target if self.uses_rewards else "no reward is read: the target is the teacher itself")
+        )  # fmt: skip
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not isinstance(schedule, Mapping):
+        raise ValueError(f"coef_schedule must map names to points [[step, value], ...], got {schedule!r}")
+    for name, points in schedule.items():
+        if name not in SCHEDULED:
+            raise ValueError(f"coef_schedule: {name!r} cannot be scheduled; choose among {', '.join(SCHEDULED)}")
+        fine = isinstance(points, Sequence) and points and all(
+            isinstance(point, Sequence) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+            for point in points
+        )  # fmt: skip
+        if not fine or [step for step, _ in points] != sorted(step for step, _ in points):
+            raise ValueError(f"coef_schedule: {name} needs points [[step, value], ...] in the order of steps: {points}")
+        if any(not math.isfinite(value) or (value < 0 and name != "reward_scale") for _, value in points):
+            raise ValueError(f"coef_schedule: values of {name} must be finite and not negative: {points}")
+
+
+def _interpolate(points: Sequence[Sequence[float]], step: int) -> float:
+    """Linear between the points, constant outside them; of two points at one step the later holds from there on."""
+    before = [point for point in points if point[0] <= step]
+    after = [point for point in points if point[0] > step]
+    if not before or not after:
+        return float((before[-1] if before else after[0])[1])
+    (start, low), (end, high) = before[-1], after[0]
+    return low + (high - low) * (step - start) / (end - start)

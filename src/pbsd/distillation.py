@@ -1,0 +1,93 @@
+"""The divergence between teacher and student at every token of the student's samples, for OPSD, SDFT and SDPO.
+
+Never more than a chunk of logits exists: the teacher's distributions are kept as hidden states, and meet the student's
+logits inside its forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from pbsd.config import DistillationConfig
+from pbsd.engine import Engine
+from pbsd.losses.divergence import coarsen, divergence_terms, renormalized, sampled_kl_student_teacher
+from pbsd.records import Batch, Ids
+from pbsd.samples import student_rows
+from pbsd.scoring import FrozenLogits, Scores, ScoringGroup, frozen_logits, score, score_frozen
+
+
+def distill(
+    engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int], args: DistillationConfig
+) -> tuple[list[int], Scores, Tensor]:
+    """Which rollout each row is, the student's scores, and the divergence at each token, [B, T] in nats: with gradient
+    to the student, 0 where padded."""
+    groups, used = student_rows(batch, indices)
+    if args.distillation_mode == "sampled_token":
+        scores = score(model, groups, pad_id=engine.pad_id)
+        teacher_BT = teacher_token_logprobs(engine, batch, used).to(scores.logprobs_BT)
+        return used, scores, sampled_kl_student_teacher(scores.logprobs_BT, teacher_BT)
+    teacher = teacher_distributions(engine, batch, used)
+    hidden_MD = torch.cat(teacher.hidden)
+
+    def divergence(student_CV: Tensor, part: slice) -> Tensor:
+        return token_divergence(student_CV, teacher.logits(hidden_MD[part]), args)
+
+    scores = score(model, groups, pad_id=engine.pad_id, token_function=divergence)
+    assert scores.extra_BT is not None
+    return used, scores, scores.extra_BT
+
+
+def token_divergence(student_CV: Tensor, teacher_CV: Tensor, args: DistillationConfig) -> Tensor:
+    """The configured divergence of the two sides' tempered next-token distributions, from logits, [C, V] -> [C].
+
+    `topk_logits` compares them on the student's most likely tokens, as TRL does.
+    """
+    student, teacher = ((logits / args.temperature).log_softmax(-1) for logits in (student_CV, teacher_CV))
+    if args.distillation_mode == "topk_logits":
+        k, vocabulary = args.distillation_topk or 0, student.shape[-1]
+        if k > vocabulary:
+            raise ValueError(f"distillation_topk is {k}, the vocabulary has {vocabulary} tokens: choose full_logits")
+        ids = student.detach().topk(k, dim=-1).indices
+        narrow = coarsen if args.distillation_add_tail else renormalized
+        student, teacher = narrow(student, ids), narrow(teacher, ids)
+    terms = divergence_terms(student, teacher, alpha=args.distillation_alpha)
+    if args.distillation_entry_clip is not None:
+        terms = terms.clamp(max=args.distillation_entry_clip)
+    return terms.sum(-1)
+
+
+def teacher_distributions(engine: Engine, batch: Batch, used: Sequence[int]) -> FrozenLogits:
+    """The teacher's distribution at every token of the rollouts, in their order, under the teacher's prompts."""
+    groups, order = teacher_rows(batch, used)
+    with engine.acting("teacher") as module:
+        frozen = frozen_logits(module, groups, pad_id=engine.pad_id, max_tokens=engine.args.scoring_batch_tokens)
+    hidden = dict(zip(order, frozen.hidden, strict=True))
+    return FrozenLogits(tuple(hidden[place] for place in range(len(used))), frozen.head)
+
+
+def teacher_token_logprobs(engine: Engine, batch: Batch, used: Sequence[int]) -> Tensor:
+    """The teacher's log-probabilities of the rollouts' tokens, in their order, [B, T], 0 where padded."""
+    groups, order = teacher_rows(batch, used)
+    with engine.acting("teacher") as module:
+        rows = score_frozen(module, groups, pad_id=engine.pad_id, max_tokens=engine.args.scoring_batch_tokens)
+    by_place = dict(zip(order, rows, strict=True))
+    return pad_sequence([torch.tensor(by_place[place]) for place in range(len(used))], batch_first=True)
+
+
+def teacher_rows(batch: Batch, used: Sequence[int]) -> tuple[list[ScoringGroup], list[int]]:
+    """The rollouts as groups under the teacher's prompt, each rollout's own where one was made for it, and the place in
+    `used` of each of their completions."""
+    members: dict[tuple[int, Ids], list[int]] = {}
+    for place, index in enumerate(used):
+        rollout = batch.rollouts[index]
+        ids = rollout.teacher_prompt_ids or batch.prompts[rollout.prompt].teacher_ids
+        members.setdefault((rollout.prompt, ids), []).append(place)
+    groups = [
+        ScoringGroup(ids, tuple(batch.rollouts[used[place]].completion_ids for place in places))
+        for (_, ids), places in members.items()
+    ]
+    return groups, [place for places in members.values() for place in places]
