@@ -9,7 +9,9 @@ import transformers
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import TrainingArguments
 
-MODEL_CARD_TAGS = ["pbsd", "self-distillation"]
+from pbsd.methods import method_name
+
+MODEL_CARD_TAGS = ["pbsd"]
 
 CITATION = """@misc{pbsd2026,
   title  = {Preference-Based Self-Distillation},
@@ -21,13 +23,16 @@ CITATION = """@misc{pbsd2026,
 _BODY = """
 # {name}
 
-This model was post-trained from {base} by Preference-Based Self-Distillation (PBSD,
-[arXiv 2605.05040](https://arxiv.org/abs/2605.05040)) with the `pbsd` library: the model under a prompt with privileged
-context is the teacher, the target is the teacher tilted by a reward, and it is learned from preferences between teacher
-samples and the model's own.
+This model was post-trained from {base} by {method} with the `pbsd` library.
 
-- loss `{loss_type}`, beta {beta}, reward scale {reward_scale}, teacher `{teacher}`, pairs `{pairing}`/`{pair_policy}`
+- {objective}
 - {steps} steps, {tokens:,} generated tokens, learning rate {learning_rate}, transformers {transformers}
+"""
+
+_PBSD = """
+Preference-Based Self-Distillation ([arXiv 2605.05040](https://arxiv.org/abs/2605.05040)): the model under a prompt with
+privileged context is the teacher, the target is the teacher tilted by a reward, and it is learned from the teacher's
+samples and the model's own.
 
 ```bibtex
 {citation}
@@ -43,7 +48,7 @@ def push_model(folder: Path, args: TrainingArguments) -> str:
     api = HfApi(token=args.hub_token)
     name = args.hub_model_id or Path(args.output_dir or ".").name
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Post-trained by PBSD")
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Post-trained with pbsd")
     return repository
 
 
@@ -57,18 +62,18 @@ def write_model_card(folder: Path, trainer: Any) -> None:
         base_model=base if "/" in base and not Path(base).exists() else None,
         model_name=folder.name,
     )
-    options = {
-        name: getattr(args, name, "-")
-        for name in ("loss_type", "beta", "reward_scale", "teacher", "pairing", "pair_policy", "learning_rate")
-    }
+    method = method_name(args)
     body = _BODY.format(
         name=folder.name,
         base=f"`{base}`",
+        method=method.upper().replace("_", " "),
+        objective=args.objective,
         steps=trainer.state.global_step,
         tokens=trainer.generated_tokens,
+        learning_rate=args.learning_rate,
         transformers=transformers.__version__,
-        citation=CITATION,
-        **options,
     )
+    if method == "pbsd":
+        body += _PBSD.format(citation=CITATION)
     folder.mkdir(parents=True, exist_ok=True)
     ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / "README.md")

@@ -10,7 +10,7 @@ import torch
 from conftest import ROWS, contains_answer, tiny_model
 from peft import LoraConfig
 
-from pbsd import PBSDTrainer
+from pbsd import GRPOConfig, PBSDTrainer
 
 
 def weights(trainer):
@@ -220,14 +220,20 @@ def test_trackers_get_the_same_metric_names(make_trainer, tmp_path):
     assert {"train/pairs/margin", "train/reward/student", "train/loss"} <= set(accumulator.Tags()["scalars"])
 
 
-def test_model_card_cites_the_method(make_trainer):
+def test_model_card_says_the_method_and_cites_pbsd_for_pbsd_only(make_trainer):
     trainer = make_trainer()
     trainer.train()
     trainer.create_model_card()
-    card = (Path(trainer.args.output_dir) / "README.md").read_text()
-    assert "arXiv 2605.05040" in card
+    path = Path(trainer.args.output_dir) / "README.md"
+    card = path.read_text()
+    assert "by PBSD with" in card and "arXiv 2605.05040" in card
     assert "- pbsd" in card
-    assert "loss `bradley_terry`" in card
+    assert "bradley_terry loss" in card and trainer.args.objective in card
+    trainer.args = GRPOConfig(output_dir=trainer.args.output_dir, use_cpu=True)
+    trainer.create_model_card()
+    card = path.read_text()
+    assert "by GRPO with" in card and trainer.args.objective in card
+    assert "2605.05040" not in card
 
 
 def test_saved_model_loads_and_scores_alike(make_trainer, tmp_path):
