@@ -99,8 +99,8 @@ VARIANTS = ("dense", "sparse")
 
 
 def _dense(task: TaskName, scale: str) -> Base:
-    # The larger, the later: scale should show in how good a base is, too.
-    low = {"0.2m": 0.35, "1m": 0.42, "4m": 0.48}[scale]
+    # The larger, the later: scale should show in how good a base is, too. Larger ones also learn in fewer steps.
+    students = {"0.2m": Band(0.35, 0.45), "1m": Band(0.42, 0.55), "4m": Band(0.45, 0.58)}
     mixtures = {
         "arithmetic": {"flawed": 0.1, "solution": 0.6, "answer": 0.2, "leaking": 0.1},
         "tools": {"foreign": 0.3, "solution": 0.4, "answer": 0.2, "leaking": 0.1},
@@ -113,7 +113,7 @@ def _dense(task: TaskName, scale: str) -> Base:
         teacher_share=0.3 if task == "arithmetic" else 0.6,
         teacher_steps=0 if task == "arithmetic" else 200,
         student_rows=3000,
-        stop=StopRule(Band(low, low + 0.10), Band(0.75, 1.0)),
+        stop=StopRule(students[scale], Band(0.75, 1.0), every=20 if scale == "0.2m" else 10),
     )
 
 
@@ -127,7 +127,8 @@ def _sparse(task: TaskName, scale: str) -> Base:
         scale=scale,
         variant="sparse",
         forms=mixtures[task],
-        teacher_share=0.6 if task == "arithmetic" else 0.9,
+        # Once it can copy, a larger student learns the task within few steps: rarer examples keep it from overshooting.
+        teacher_share=0.6 if task == "arithmetic" else 0.9 if scale == "0.2m" else 0.96,
         teacher_steps=0 if task == "arithmetic" else 300,
         student_rows=3000,
         stop=StopRule(Band(0.03, 0.07), Band(0.65, 0.87), every=10),

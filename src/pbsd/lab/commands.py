@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -95,8 +94,8 @@ def list_bases() -> None:
 
     `unsound`: the teacher's samples in a world that are wrong or cite the context. Bases without figures are not built.
     """
-    titles = ("base", "steps", "student", "greedy", "teacher in", "rate", "unsound")
-    table = Table(*(Column(title, no_wrap=True) for title in titles), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    titles = ("base", "steps", "student", "greedy", "world", "teacher", "unsound")
+    table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     for name in BASES:
         try:
             report = json.loads((checkpoint_path(name) / "build.json").read_text())

@@ -115,7 +115,7 @@ WORLDS: dict[tuple[str, str], World] = {
         ("dense", "dense", {"solution": 1.0}, _DENSE, Band(0.75, 1.0)),
         ("sparse", "sparse", {"solution": 1.0}, _SPARSE, Band(0.6, 0.9)),
         ("noisy", "dense", {"flawed": 0.1, "leaking": 0.1, "solution": 0.8}, _DENSE, Band(0.6, 0.95)),
-        ("answer-only", "dense", {"answer": 1.0}, _DENSE, Band(0.6, 1.0)),
+        ("answer-only", "dense", {"answer": 1.0}, _DENSE, Band(0.5, 1.0)),
     )
 }
 
