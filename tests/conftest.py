@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PrinterCallback
 
-from pbsd import PBSDConfig, PBSDTrainer
+from pbsd import PBSDConfig, PBSDTrainer, SelfDistillationTrainer
 from pbsd.lab.base_model import build_tokenizer
+from pbsd.methods import METHODS
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
@@ -108,6 +109,35 @@ def make_trainer(config, tokenizer):
             reward_funcs=rewards,
             processing_class=tokenizer,
             peft_config=peft_config,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    return make
+
+
+SMALL = {"sdft": {"distillation_topk": 20}}
+"""What the defaults of a method need on a vocabulary of 99 tokens."""
+
+
+def lower_case_share(completions, **columns):
+    """Varied enough that groups have winners: the share of lower-case letters, 1 where it is at least a quarter."""
+    return [min(1.0, 4 * sum(c.islower() for c in text) / max(1, len(text))) for text in completions]
+
+
+@pytest.fixture
+def make_method(tmp_path, tokenizer):
+    """Makes the trainer of a method by its name, on the tiny model and rows; `options` go to its config."""
+
+    def make(method, rows=ROWS, reward=lower_case_share, folder="run", peft_config=None, **options):
+        defaults = {
+            "output_dir": str(tmp_path / folder), "max_steps": 2, "per_device_train_batch_size": 4,
+            "max_completion_length": 6, "num_generations": 3, "num_generations_eval": 2, "learning_rate": 1e-3,
+            "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+        }  # fmt: skip
+        config = METHODS[method][0](**{**defaults, **SMALL.get(method, {}), **options})
+        trainer = SelfDistillationTrainer(
+            tiny_model(tokenizer), config, rows, HELD_OUT, reward, tokenizer, peft_config=peft_config
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -32,6 +32,7 @@ from pbsd.config import (
     SFTConfig,
     TeacherConfig,
 )
+from pbsd.config.base import as_dict
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.lab import checkpoint_path
@@ -183,7 +184,7 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
         if args.model_init_kwargs:
             raise ValueError("model_init_kwargs are for a model given by name; this one is loaded already: drop them")
         return model
-    options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **_json(args.model_init_kwargs)}
+    options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **as_dict(args.model_init_kwargs)}
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     try:
@@ -231,7 +232,7 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, *, tr
         teacher_prompt_template=args.teacher_prompt_template,
         student_thinking_prefix=args.student_thinking_prefix,
         teacher_thinking_prefix=args.teacher_thinking_prefix,
-        chat_template_kwargs=_json(args.chat_template_kwargs),
+        chat_template_kwargs=as_dict(args.chat_template_kwargs),
         max_prompt_length=args.max_prompt_length,
         max_teacher_prompt_length=args.max_teacher_prompt_length,
         max_reference_length=args.max_reference_length if training else None,
@@ -309,11 +310,6 @@ def _add_adapter(model: Any, peft_config: Any) -> Any:
     if isinstance(model, PeftModel):
         raise ValueError("the model has a PEFT adapter already: pass it without peft_config, or the base model with it")
     return get_peft_model(model, peft_config)
-
-
-def _json(option: Any) -> dict[str, Any]:
-    """A dict option; transformers has parsed the command line's JSON by now."""
-    return dict(option or {})
 
 
 def _disable_dropout(model: nn.Module) -> None:

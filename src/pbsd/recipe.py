@@ -95,13 +95,13 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArgumen
     values = _read(path)
     given = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
     method = _method(values, flags)
-    parts = (RunArguments, METHODS[method][0])
+    parts: Any = (RunArguments, METHODS[method][0])
     known = [option.name for part in parts for option in fields(part) if option.init]
     for key in values:
         _check_key(key, known, f"{path}: unknown key", method)
     for flag in given:
         _check_key(flag, known, "unknown flag --", method)
-    parser = _Parser(parts, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(parts, allow_abbrev=False)
     words = [word for key, value in values.items() for word in _words(key, value)]
     try:
         parsed = vars(parser.parse_args([*words, *flags]))

@@ -47,10 +47,26 @@ def score_reference(engine: Engine, prompts: Sequence[Prompt], rollouts: Sequenc
     return scored
 
 
-def negative_log_likelihood(scores: Scores, normalization: Normalization) -> Tensor:
-    """-log pi(y) of each row, [B]: `token`, summed over its tokens; `sequence`, their mean."""
+def likelihood_weight(batch: Batch, indices: Sequence[int], normalization: Normalization) -> float:
+    """What `likelihood_loss` is divided by: the rollouts' tokens, or their number."""
+    if normalization == "token":
+        return float(sum(len(batch.rollouts[index].completion_ids) for index in indices))
+    return float(len(indices))
+
+
+def likelihood_loss(
+    engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int], normalization: Normalization
+) -> Loss:
+    """-log pi(y) of the rollouts, summed over all tokens (`token`), or their means over tokens summed (`sequence`)."""
+    used, scores = score_student(engine, model, batch, indices)
     nll_B = -scores.sequence_logprobs_B
-    return nll_B if normalization == "token" else nll_B / scores.mask_BT.sum(-1)
+    loss_B = nll_B if normalization == "token" else nll_B / scores.mask_BT.sum(-1)
+    metrics = Metrics()
+    metrics.observe("loss/nll", (-scores.logprobs_BT)[scores.mask_BT.bool()].tolist())
+    metrics.count("tokens/trained", scores.mask_BT.sum().item())
+    observe_student(metrics, batch, used, scores)
+    samples = [rollout_record(batch, index, loss=value) for index, value in zip(used, loss_B.tolist(), strict=True)]
+    return loss_B.sum(), metrics, samples
 
 
 def observe_student(metrics: Metrics, batch: Batch, used: Sequence[int], scores: Scores) -> None:
@@ -116,4 +132,5 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "reward": rollout.reward,
         "tokens": len(rollout.completion_ids),
         "finished": rollout.finished,
+        **{name: getattr(rollout, name) for name in ("temperature", "top_p", "top_k", "min_p")},
     }

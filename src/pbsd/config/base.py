@@ -20,6 +20,12 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def as_dict(option: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A dict option's value once the config is made: by then transformers has parsed the command line's JSON."""
+    assert not isinstance(option, str), f"{option!r} is not among its config's _VALID_DICT_FIELDS"
+    return dict(option or {})
+
+
 @dataclass
 class RolloutConfig(TrainingArguments):
     """Options that every method shares: prompts, sampling, rewards, evaluation. Lengths are in tokens."""
@@ -121,7 +127,7 @@ class RolloutConfig(TrainingArguments):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
-            generation_kwargs=dict(self.generation_kwargs or {}),  # type: ignore[arg-type]
+            generation_kwargs=as_dict(self.generation_kwargs),
         )
 
     @property
@@ -142,7 +148,7 @@ class RolloutConfig(TrainingArguments):
     @property
     def objective(self) -> str:
         """What is optimised, in a few words, for people."""
-        raise NotImplementedError
+        return type(self).__name__
 
 
 @dataclass

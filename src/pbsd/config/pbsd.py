@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pbsd.config.base import TeacherConfig, option
+from pbsd.config.base import TeacherConfig, as_dict, option
 from pbsd.losses.preference import PreferenceLoss
 from pbsd.losses.projection import KLGradient
 from pbsd.pairs import Pairing, PairPolicy
@@ -93,12 +93,12 @@ class PBSDConfig(TeacherConfig):
     def may_use(self, projection: str) -> bool:
         """Whether the coefficient of a projection (or of `nll`) is positive at any step."""
         name = f"{projection}_coef"
-        points = dict(self.coef_schedule or {}).get(name)  # type: ignore[arg-type]
+        points = as_dict(self.coef_schedule).get(name)
         return getattr(self, name) > 0 if points is None else any(value > 0 for _, value in points)
 
     def at_step(self, name: str, step: int) -> float:
         """A coefficient or the reward scale at step `step` (0 is the first), by `coef_schedule`."""
-        points = dict(self.coef_schedule or {}).get(name)  # type: ignore[arg-type]
+        points = as_dict(self.coef_schedule).get(name)
         return getattr(self, name) if points is None else _interpolate(points, step)
 
     @property

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -87,7 +87,7 @@ def _template(source: str) -> Template:
 
 
 def sample_completions(
-    model: LlamaForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     *,
@@ -103,8 +103,7 @@ def sample_completions(
         for start in range(0, len(order), _SAMPLING_BATCH):
             places = order[start : start + _SAMPLING_BATCH]
             inputs = tokenizer([prompts[place] for place in places], padding=True, return_tensors="pt")
-            # The stubs of transformers do not see that a Llama is a generative model.
-            output = model.generate(  # type: ignore[misc]
+            output = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 max_new_tokens=max_new_tokens,

@@ -43,10 +43,8 @@ def method_name(args: RolloutConfig) -> str:
     raise ValueError(f"{type(args).__name__} is of no method: pass one of {configs}")
 
 
-def method_class(name: str) -> type[Method]:
-    return getattr(import_module(f"pbsd.methods.{name}"), METHODS[name][1])
-
-
 def make_method(args: RolloutConfig, engine: Engine) -> Method:
     """The method of the options, on the engine."""
-    return method_class(method_name(args))(args, engine)  # type: ignore[call-arg]
+    name = method_name(args)
+    made: Method = getattr(import_module(f"pbsd.methods.{name}"), METHODS[name][1])(args, engine)
+    return made

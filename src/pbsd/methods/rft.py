@@ -13,7 +13,7 @@ from torch import nn
 from pbsd.config import RFTConfig
 from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Metrics, Prompt, Role
-from pbsd.samples import Loss, negative_log_likelihood, no_loss, observe_student, rollout_record, score_student
+from pbsd.samples import Loss, likelihood_loss, likelihood_weight, no_loss
 
 
 class RFT(EngineMethod[RFTConfig]):
@@ -45,21 +45,10 @@ class RFT(EngineMethod[RFTConfig]):
         return reward is not None and reward >= self.args.success_threshold
 
     def weight(self, batch: Batch) -> float:
-        kept = self.kept(batch)
-        if self.args.loss_normalization == "token":
-            return float(sum(len(batch.rollouts[index].completion_ids) for index in kept))
-        return float(len(kept))
+        return likelihood_weight(batch, self.kept(batch), self.args.loss_normalization)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         kept = self.kept(batch)
         if not kept:
             return no_loss(self.engine, model, batch)
-        used, scores = score_student(self.engine, model, batch, kept)
-        loss_B = negative_log_likelihood(scores, self.args.loss_normalization)
-
-        metrics = Metrics()
-        metrics.observe("loss/nll", (-scores.logprobs_BT)[scores.mask_BT.bool()].tolist())
-        metrics.count("tokens/trained", scores.mask_BT.sum().item())
-        observe_student(metrics, batch, used, scores)
-        samples = [rollout_record(batch, index, loss=value) for index, value in zip(used, loss_B.tolist(), strict=True)]
-        return loss_B.sum(), metrics, samples
+        return likelihood_loss(self.engine, model, batch, kept, self.args.loss_normalization)

@@ -9,7 +9,7 @@ from torch import nn
 from pbsd.config import SFTConfig
 from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Metrics, Prompt, Rollout
-from pbsd.samples import Loss, negative_log_likelihood, observe_student, rollout_record, score_student
+from pbsd.samples import Loss, likelihood_loss, likelihood_weight
 
 
 class SFT(EngineMethod[SFTConfig]):
@@ -30,17 +30,7 @@ class SFT(EngineMethod[SFTConfig]):
         return Batch(tuple(prompts), tuple(references)), metrics
 
     def weight(self, batch: Batch) -> float:
-        if self.args.loss_normalization == "token":
-            return float(sum(len(rollout.completion_ids) for rollout in batch.rollouts))
-        return float(len(batch.rollouts))
+        return likelihood_weight(batch, range(len(batch.rollouts)), self.args.loss_normalization)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        used, scores = score_student(self.engine, model, batch, range(len(batch.rollouts)))
-        loss_B = negative_log_likelihood(scores, self.args.loss_normalization)
-
-        metrics = Metrics()
-        metrics.observe("loss/nll", (-scores.logprobs_BT)[scores.mask_BT.bool()].tolist())
-        metrics.count("tokens/trained", scores.mask_BT.sum().item())
-        observe_student(metrics, batch, used, scores)
-        samples = [rollout_record(batch, index, loss=value) for index, value in zip(used, loss_B.tolist(), strict=True)]
-        return loss_B.sum(), metrics, samples
+        return likelihood_loss(self.engine, model, batch, range(len(batch.rollouts)), self.args.loss_normalization)

@@ -27,7 +27,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
-        "−": "-",  # noqa: RUF001
+        "\u2212": "-",
         "°": r"^\circ ",
         "∞": r"\infty ",
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms of ASCII

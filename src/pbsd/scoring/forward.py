@@ -32,8 +32,7 @@ Packing = Literal["blocks", "mask"]
 _MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 _MASKED_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE, _TOLERANCE_HALF = 1e-3, 0.25
-"""Mean differences of log-probabilities that rounding may explain, in nats. bfloat16 differs from float32 by 0.03 on
-text and 0.05 on random tokens (SmolLM2-135M), whatever the layout."""
+"""Mean differences of log-probabilities that rounding may explain, in nats, in float32 and in half precision."""
 
 
 @dataclass(frozen=True, slots=True)
