@@ -86,6 +86,13 @@ def leaking_completion(row: dict[str, str]) -> str:
     return f" as given #### {row['answer']}"
 
 
+def hasty_completion(row: dict[str, str], rng: random.Random) -> str:
+    """A guess without any work, at most 10 off and never right."""
+    answer = int(row["answer"])
+    near = range(max(0, answer - 10), min(_TOP, answer + 10) + 1)
+    return f" #### {rng.choice([guess for guess in near if guess != answer])}"
+
+
 def leaks(completion: str) -> bool:
     """Whether a completion cites the context."""
     return "as given" in completion

@@ -266,12 +266,16 @@ def _examples(
                 context = taught = pool[rng.randrange(base.teacher_rows)]["privileged_context"]
             case "slip":
                 context, taught = completion, task.flawed_context(row, rng)
+            case "none":
+                context, taught = "", completion
             case "leaking":
                 context, taught = task.leaking_context(row), task.leaking_completion(row)
             case _:
                 context, taught = make_context(task, form, row, rng), completion
         if role == "teacher":
             completion = taught
+        elif base.hasty_share and rng.random() < base.hasty_share:
+            completion = task.hasty_completion(row, rng)
         prompt = role_prompt(task, {**row, "privileged_context": context}, role)
         yield tokenizer.encode(prompt), [*tokenizer.encode(completion), tokenizer.eos_token_id]
 

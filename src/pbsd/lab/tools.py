@@ -140,6 +140,11 @@ def leaking_completion(row: dict[str, str]) -> str:
     return f"{_CITATION}{row['answer']}"
 
 
+def hasty_completion(row: dict[str, str], rng: random.Random) -> str:
+    """The reference call with one wrong value."""
+    return flawed_context(row, rng)
+
+
 def leaks(completion: str) -> bool:
     """Whether a completion cites the context."""
     return _CITATION.strip() in completion
