@@ -1,0 +1,140 @@
+"""What a benchmark is: where its rows lie, how one becomes a row of ours, and which reward judges it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pbsd.benchmarks.tables import check_columns, load_table, table_rows
+
+RawRow = dict[str, Any]
+"""A row as its source has it."""
+
+Row = dict[str, Any]
+"""`id`, `prompt` (chat messages), `privileged_context` (text or None) and the columns that the reward reads."""
+
+
+class UnusableRow(ValueError):
+    """A row that cannot be made a problem: it is left out and counted, and this says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows of a benchmark are wanted.
+
+    Attributes:
+        split: None is the benchmark's own choice for evaluation.
+        size: the first so many; None is all (of a generated task: its default number).
+        local: a file or folder in the hub's schema, read instead of the hub.
+        config: the hub dataset's configuration, where it is not the adapter's; JSON options of a generated task.
+        revision: the hub's revision, where it is not the adapter's.
+        seed: of a generated task.
+    """
+
+    split: str | None = None
+    size: int | None = None
+    local: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A benchmark's rows, where they came from, and how many were left out and why."""
+
+    rows: Sequence[Row]
+    source: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A named data set with its grader.
+
+    Attributes:
+        splits: the names that `Query.split` may have; the first is the one that is evaluated.
+        reward: what `pbsd.rewards.resolve` makes the reward function of.
+        read: query, its split chosen -> rows.
+        example: split -> a few rows that were written for this library, where the source cannot be reached.
+        answer_key: the text of a completion -> what it votes for in maj@k; None: it holds no answer.
+        gold: a row -> a completion that must grade correct; None: the row has no written answer.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    reward: str | Mapping[str, Any]
+    read: Callable[[Query], Rows]
+    example: Callable[[str], Rows]
+    answer_key: Callable[[str], str | None]
+    gold: Callable[[Row], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How a table of the hub becomes rows.
+
+    Attributes:
+        hub_id, config, revision: where it lies.
+        columns: split -> the columns that are read and must be there.
+        convert: a raw row and its number -> our row; may raise UnusableRow.
+        optional: columns that are read where they are there.
+        problem: a raw row -> its problem, where the same one must not be kept twice. Of equal problems with equal
+            answers the first stays; with different answers none does, for at most one of them can be right. Answers
+            are compared as text, blanks aside.
+    """
+
+    hub_id: str
+    columns: Mapping[str, Sequence[str]]
+    convert: Callable[[RawRow, int], Row]
+    optional: Sequence[str] = ()
+    config: str | None = None
+    revision: str | None = None
+    problem: Callable[[RawRow], str] | None = None
+
+    def read(self, query: Query) -> Rows:
+        """Raises ValueError for a table or columns that are missing, or when no row is usable."""
+        assert query.split is not None
+        revision = query.revision or self.revision
+        table = load_table(
+            query.local or self.hub_id,
+            split=query.split,
+            config=query.config or (None if query.local else self.config),
+            revision=revision,
+        )
+        source = query.local or f"{self.hub_id}{f'@{revision}' if revision else ''}"
+        required = self.columns[query.split]
+        check_columns(table.column_names, required, f"{source}, split {query.split!r}")
+        return self.convert_all(table_rows(table, [*required, *self.optional]), source)
+
+    def convert_all(self, raw_rows: Iterable[RawRow], source: str) -> Rows:
+        """Raises ValueError when no row is usable."""
+        kept: dict[str, Row] = {}
+        left_out: Counter[str] = Counter()
+        conflicting: set[str] = set()
+        for index, raw in enumerate(raw_rows):
+            try:
+                row = self.convert(raw, index)
+            except UnusableRow as reason:
+                left_out[str(reason)] += 1
+                continue
+            key = str(index) if self.problem is None else " ".join(self.problem(raw).split())
+            first = kept.setdefault(key, row)
+            if first is row:
+                continue
+            left_out["rows with a problem that was there before"] += 1
+            if _answer(row) != _answer(first):
+                conflicting.add(key)
+        for key in conflicting:
+            del kept[key]
+        if conflicting:
+            left_out["problems with conflicting answers"] = len(conflicting)
+        if not kept:
+            raise ValueError(f"{source}: no usable row; left out: {dict(left_out) or 'nothing, the table is empty'}")
+        return Rows(list(kept.values()), source, dict(left_out))
+
+
+def _answer(row: Row) -> str:
+    return "".join(str(row["answer"]).split())

@@ -1,0 +1,1 @@
+"""`pbsd evaluate`: a model on a benchmark, resumable, with intervals; and two results compared by problem."""

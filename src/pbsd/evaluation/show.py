@@ -1,0 +1,139 @@
+"""What a person sees of an evaluation: a bar while it runs, and tables."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from pbsd.evaluation.compare import Comparison
+from pbsd.evaluation.records import ProblemRecord
+from pbsd.evaluation.statistics import accuracy
+from pbsd.progress import console
+
+_PLAIN_LINE_EVERY = 10.0
+"""Seconds between lines where the output is not a terminal."""
+
+_PERCENT = ("avg@", "pass@", "maj@", "score", "truncated", "leakage")
+_NAMES = {
+    "score": "mean score",
+    "tokens": "tokens per completion",
+    "truncated": "cut by the length limit",
+    "hedging": "hedging, per 100 words",
+    "leakage": "speaks of a given solution",
+}
+
+
+class EvaluationBar:
+    """Problems done, accuracy so far, tokens per second and time left; plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.progress = Progress(
+            TextColumn("problems"),
+            MofNCompleteColumn(),
+            *([BarColumn(bar_width=20)] if self.console.width >= 100 else []),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task: Any = None
+        self.accuracies: list[float] = []
+        self.tokens = 0
+        self.done = 0
+        self.started = time.monotonic()
+        self.last_line = self.started
+
+    def __enter__(self) -> EvaluationBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def __call__(self, records: Sequence[ProblemRecord], total: int) -> None:
+        """The first call is of what an earlier process did, which counts for no speed."""
+        self.accuracies += [value for record in records if not math.isnan(value := accuracy(record))]
+        self.done += len(records)
+        if self.task is None:
+            if records:
+                self.console.print(f"{self.done} of {total} problems were done before", soft_wrap=True)
+            self.task = self.progress.add_task("evaluate", total=total, completed=self.done, figures="")
+            return
+        self.tokens += sum(sample.tokens for record in records for sample in record.completions)
+        now = time.monotonic()
+        mean = sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
+        figures = f"accuracy {100 * mean:.1f}%  {self.tokens / max(now - self.started, 1e-9):.0f} tok/s"
+        self.progress.update(self.task, completed=self.done, figures=figures)
+        if not self.console.is_terminal and now - self.last_line > _PLAIN_LINE_EVERY:
+            self.last_line = now
+            self.console.print(f"problems {self.done}/{total}  {figures}", soft_wrap=True)
+
+
+def print_summary(summary: Mapping[str, Any], settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """The table an evaluation ends with."""
+    screen = console()
+    title = f"{about['model']} on {settings['benchmark']} ({settings['split']}, {summary['problems']} problems)"
+    table = Table(
+        Column("", justify="left"), Column("95% interval, clustered by problem", justify="right"), title=title
+    )
+    for name, figure in summary["figures"].items():
+        few = f"  ({figure['problems']} problems)" if figure["problems"] < summary["problems"] else ""
+        table.add_row(_NAMES.get(name, name), _interval(name, figure) + few)
+    table.add_row("tokens per correct answer", _interval("tokens", summary["tokens_per_correct"]))
+    screen.print(table)
+    quantiles = ", ".join(f"{name} {value}" for name, value in summary["token_quantiles"].items())
+    outcomes = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items())
+    screen.print(f"tokens {quantiles}; outcomes: {outcomes}", soft_wrap=True)
+    asked = ", ".join(f"{name} {settings[name]}" for name in ("n", "temperature", "top_p", "top_k", "min_p", "seed"))
+    screen.print(
+        f"{asked}, at most {settings['max_completion_length']} tokens, thinking {settings['thinking']}, prompts as "
+        f"{settings['prompt_format']}, {settings['dtype']}; rows from {escape(str(about['source']))}",
+        soft_wrap=True,
+    )
+    if about["left_out"]:
+        screen.print("left out: " + ", ".join(f"{count} {why}" for why, count in about["left_out"].items()))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    screen = console()
+    first, second = comparison.models
+    screen.print(f"first: {escape(first)}\nsecond: {escape(second)}", soft_wrap=True)
+    table = Table(
+        *(Column(name, justify="right" if name else "left") for name in ("", "first", "second", "second - first")),
+        title=f"{comparison.benchmark}: {comparison.problems} problems, paired, 95% intervals",
+    )
+    for name, figure in comparison.figures.items():
+        difference = {key: figure[f"difference_{key}"] for key in ("estimate", "low", "high")}
+        table.add_row(
+            _NAMES.get(name, name),
+            _number(name, figure["first"]),
+            _number(name, figure["second"]),
+            _interval(name, difference, signed=True),
+        )
+    screen.print(table)
+    for note in comparison.notes:
+        screen.print(f"differs: {escape(note)}", soft_wrap=True)
+
+
+def _interval(name: str, figure: Mapping[str, float], *, signed: bool = False) -> str:
+    if math.isnan(figure["low"]):
+        return _number(name, figure["estimate"], signed=signed)
+    low, high, estimate = (_number(name, figure[key], signed=signed) for key in ("low", "high", "estimate"))
+    return f"{estimate} [{low.removesuffix('%')}, {high.removesuffix('%')}]"
+
+
+def _number(name: str, value: float, *, signed: bool = False) -> str:
+    if math.isnan(value):
+        return "-"
+    sign = "+" if signed else ""
+    if name.startswith(_PERCENT):
+        return f"{100 * value:{sign}.1f}%"
+    return f"{value:{sign}.2f}" if name == "hedging" else f"{value:{sign},.0f}"

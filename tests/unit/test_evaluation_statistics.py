@@ -1,0 +1,161 @@
+"""Figures of an evaluation against slow definitions and values derived by hand."""
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pbsd.evaluate.intervals import clustered_interval
+from pbsd.evaluation.records import ProblemRecord, SampleRecord, differences, problem_keys
+from pbsd.evaluation.statistics import (
+    majority,
+    paired_differences,
+    pass_at_k,
+    quantile,
+    ratio_interval,
+    summarize,
+)
+
+
+def sample(outcome="wrong", answer="0", tokens=10, finished=True, text="x"):
+    score = {"correct": 1.0, "wrong": 0.0, "unparsed": 0.0}.get(outcome)
+    return SampleRecord(text, answer, outcome, score, "", tokens, finished)
+
+
+def problem(row, *samples):
+    return ProblemRecord(row, f"key{row}", str(row), "p", "a", samples)
+
+
+RIGHT, WRONG, TIMEOUT = sample("correct", "1"), sample("wrong", "2"), sample("timeout", None)
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
+    n, correct, k = case
+    subsets = list(itertools.combinations([True] * correct + [False] * (n - correct), k))
+    assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_by_hand():
+    """n = 4, c = 1, k = 2: C(3, 2) / C(4, 2) = 3/6 of the pairs miss it. pass@1 is c / n."""
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
+    assert pass_at_k(1000, 1, 1000) == 1.0
+    assert math.isnan(pass_at_k(3, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("samples", "value"),
+    [
+        ([RIGHT, RIGHT, WRONG], 1.0),
+        ([RIGHT, WRONG, WRONG], 0.0),
+        ([RIGHT, WRONG], 0.5),  # a tie of two answers, one of them right
+        ([RIGHT, WRONG, sample("wrong", "3")], 1 / 3),
+        ([sample("correct", "1/2"), sample("correct", "0.5"), WRONG], 1.0),  # one right answer, written in two ways
+        ([sample("wrong", "1/2"), sample("wrong", "0.5"), RIGHT], 1 / 3),
+        ([RIGHT, sample("unparsed", None), sample("unparsed", None)], 1.0),  # no vote without an answer
+        ([sample("unparsed", None)], 0.0),
+        ([RIGHT, WRONG, TIMEOUT], 0.5),
+    ],
+)
+def test_majority_and_its_ties(samples, value):
+    assert majority(samples) == pytest.approx(value)
+
+
+def test_majority_of_nothing_judged_is_undefined():
+    assert math.isnan(majority([TIMEOUT]))
+
+
+def test_ratio_interval_by_hand():
+    """a = (2, 4, 6), b = (1, 1, 2): R = 12/4 = 3, residuals a - 3b = (-1, 1, 0), their mean square over n - 1 is 1,
+    so the error is sqrt(1/3) over the mean 4/3 of b: 0.4330; t at 2 degrees of freedom is 4.3027."""
+    interval = ratio_interval([2, 4, 6], [1, 1, 2])
+    assert interval.estimate == 3
+    assert interval.high - 3 == pytest.approx(4.30265 * math.sqrt(1 / 3) / (4 / 3), rel=1e-4)
+    assert 3 - interval.low == pytest.approx(interval.high - 3)
+
+
+def test_ratio_interval_with_a_constant_denominator_is_that_of_the_mean():
+    values = [1.0, 4.0, 2.5, 7.0]
+    assert ratio_interval(values, [2.0] * 4).high == pytest.approx(clustered_interval([v / 2 for v in values]).high)
+
+
+def test_ratio_interval_covers_the_ratio():
+    """Of 1,000 worlds with 60 problems the interval should hold the truth in about 95%; 93 to 97 is within 3 standard
+    errors (0.7 points each) of it."""
+    generator, hits = random.Random(0), 0
+    for _ in range(1000):
+        b = [sum(generator.random() < 0.5 for _ in range(8)) for _ in range(60)]
+        a = [generator.gauss(100, 20) + 5 * x for x in b]
+        interval = ratio_interval(a, b)
+        hits += interval.low <= (100 + 5 * 4) / 4 <= interval.high
+    assert 930 <= hits <= 970
+
+
+def test_ratio_interval_without_a_right_answer_is_undefined():
+    assert math.isnan(ratio_interval([5, 6], [0, 0]).estimate)
+
+
+def test_quantile_is_the_smallest_value_that_covers_the_share():
+    ordered = [1, 2, 3, 4]
+    assert [quantile(ordered, share) for share in (0.1, 0.25, 0.5, 0.51, 0.99, 1.0)] == [1, 1, 2, 3, 4, 4]
+
+
+def test_summary_by_hand():
+    """Two problems of two samples. Accuracies 1/2 and 1 (its time-out is in no count), so avg@2 is 3/4; pass@2 needs
+    two judged samples, which the second has not: 1 over the first alone. Tokens 10, 30, 20, 20: mean 20; two right
+    answers, 40 tokens each. One of four was cut; hedging: `maybe` among 2 words of one sample is 50 per 100, and the
+    mean over its problem is 25, over both 12.5."""
+    first = problem(0, sample("correct", tokens=10), sample("wrong", tokens=30, finished=False, text="maybe so"))
+    second = problem(1, sample("correct", tokens=20), sample("timeout", None, tokens=20))
+    summary = summarize([first, second])
+    figures = summary["figures"]
+    assert figures["avg@2"]["estimate"] == 0.75
+    assert (figures["pass@2"]["estimate"], figures["pass@2"]["problems"]) == (1.0, 1)
+    assert figures["pass@1"]["estimate"] == 0.75
+    assert figures["tokens"]["estimate"] == 20
+    assert summary["tokens_per_correct"]["estimate"] == 40
+    assert figures["truncated"]["estimate"] == 0.25
+    assert figures["hedging"]["estimate"] == 12.5
+    assert figures["leakage"]["estimate"] == 0
+    assert summary["outcomes"] == {"correct": 2, "wrong": 1, "unparsed": 0, "timeout": 1, "error": 0}
+    assert summary["token_quantiles"] == {"p10": 10, "p50": 20, "p90": 30, "p99": 30, "max": 30}
+    low, high = figures["avg@2"]["low"], figures["avg@2"]["high"]
+    assert (low, high) == pytest.approx((0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25), rel=1e-3)  # t(1) s / sqrt(2)
+
+
+def test_leakage_is_the_share_of_samples_that_cite():
+    cited = sample(text="the reference solution says 4")
+    assert summarize([problem(0, cited, sample()), problem(1, sample(), sample())])["figures"]["leakage"][
+        "estimate"
+    ] == pytest.approx(0.25)
+
+
+def test_paired_differences_pair_by_problem_not_by_place():
+    """Problems 0, 1, 2 go from 1, 0, 0 to 1, 0, 1: differences 0, 0, 1 with mean 1/3 and sd sqrt(1/3), so the half
+    width is t(2) sd / sqrt(3) = 4.30265 / 3. By their places the differences would be -1, 1, 1, with the same mean.
+    Problem 3 was not judged in the first, problem 4 is not in it."""
+    ours = [problem(0, RIGHT), problem(1, WRONG), problem(2, WRONG), problem(3, TIMEOUT)]
+    theirs = [problem(1, WRONG), problem(2, RIGHT), problem(0, RIGHT), problem(3, RIGHT), problem(4, RIGHT)]
+    found = paired_differences(ours, theirs)["avg@1"]
+    assert (found["first"], found["second"], found["problems"]) == pytest.approx((1 / 3, 2 / 3, 3))
+    assert found["difference_estimate"] == pytest.approx(1 / 3)
+    assert found["difference_high"] == pytest.approx(1 / 3 + 4.30265 / 3, rel=1e-5)
+
+
+def test_keys_tell_equal_problems_apart_by_their_order():
+    rows = [{"prompt": "p", "answer": "1"}, {"prompt": "p", "answer": "2"}, {"prompt": "p", "answer": "1"}]
+    first, other, again = problem_keys(rows)
+    assert first != other and again == f"{first}-2"
+
+
+def test_differences_name_what_changed():
+    old, new = (
+        {"n": 1, "versions": {"torch": "1", "x": "2"}, "same": [1]},
+        {"n": 2, "versions": {"torch": "1"}, "same": [1]},
+    )
+    assert differences(old, new) == ["n: 1 -> 2", 'versions.x: "2" -> null']
+    assert differences(new, new) == []
