@@ -1,0 +1,143 @@
+"""samples.jsonl -> what the pair explorer shows: compact records with flags, and where each text stands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pbsd.diagnostics.text import leaks
+from pbsd.report.files import Record, number, text
+from pbsd.report.runs import Run
+
+SATURATED = 4.0
+"""|margin| beyond which sigmoid'(margin) is below 0.018: the same bound as the metric pairs/saturated."""
+LONGEST_SHARE = 0.05
+FLAGS = {
+    "flipped": ("Reward flipped", "turned round because of its rewards, or rewarded more for y⁻ than for y⁺"),
+    "leaking": ("Leaking", "a completion cites the context that only the teacher sees"),
+    "saturated": ("Saturated", f"|margin| above {SATURATED:g}: almost no gradient left"),
+    "longest": ("Longest", f"the {LONGEST_SHARE:.0%} with the longest completion"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """One run's block of the explorer. `records` may be a share of the run's `total`, evenly spaced over it."""
+
+    paired: bool
+    total: int
+    records: list[Record]
+    texts: list[list[tuple[str | None, str]]]
+    has_token_ratios: bool
+
+
+def explorer(run: Run, limit: int) -> Explorer | None:
+    """At most `limit` of the run's pairs (or samples, for methods without pairs); None where there are none.
+
+    A side may have `token_texts` and `token_log_ratios` of one length: its tokens as text, and
+    log pi(token) - log T(token) of each; they colour the text.
+
+    Raises ValueError: file, line and field of what is missing or of another kind.
+    """
+    total = len(run.samples)
+    if not total:
+        return None
+    number_kept = min(limit, total)
+    kept = [run.samples[place * total // number_kept] for place in range(number_kept)]
+    texts, phrases = _Texts(), run.config.get("leakage_phrases") or ()
+    records = [_record(record, where, texts, phrases) for where, record in kept]
+    count = math.ceil(LONGEST_SHARE * len(records))
+    for record in sorted(records, key=lambda record: -max(side["tokens"] for side in record["sides"]))[:count]:
+        record["flags"].append("longest")
+    sides = [side for record in records for side in record["sides"]]
+    return Explorer(
+        paired=any(len(record["sides"]) == 2 for record in records),
+        total=total,
+        records=records,
+        texts=texts.blocks,
+        has_token_ratios=any("pieces" in side for side in sides),
+    )
+
+
+class _Texts:
+    """Prompts and contexts, each kept once."""
+
+    def __init__(self) -> None:
+        self.blocks: list[list[tuple[str | None, str]]] = []
+        self._place: dict[str, int] = {}
+
+    def place(self, value: Any) -> int | None:
+        if value is None:
+            return None
+        key = json.dumps(value)
+        if key not in self._place:
+            self._place[key] = len(self.blocks)
+            self.blocks.append(_blocks(value))
+        return self._place[key]
+
+
+def _blocks(value: Any) -> list[tuple[str | None, str]]:
+    """A text, or chat messages as (role, content)."""
+    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+        return [(str(message.get("role", "")), _plain(message.get("content", ""))) for message in value]
+    return [(None, _plain(value))]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+
+
+def _record(record: Record, where: str, texts: _Texts, phrases: Sequence[str]) -> Record:
+    names = [name for name in ("chosen", "rejected") if name in record]
+    if len(names) == 1:
+        raise ValueError(f"{where}: has {names[0]} without its other side")
+    sides = [_side(record[name], f"{where}, {name}", name) for name in names] or [_side(record, where, "sample")]
+    shown: Record = {
+        "step": int(record["step"]),
+        "row": record.get("row"),
+        "prompt": texts.place(record.get("prompt")),
+        "context": texts.place(record.get("privileged_context")),
+        "teacher_prompt": texts.place(record.get("teacher_prompt")),
+        "sides": sides,
+    }
+    for key in ("margin", "label", "loss", "advantage"):
+        if key in record:
+            shown[key] = number(record, key, where)
+    shown["flags"] = _flags(record, shown, phrases)
+    return shown
+
+
+def _side(record: Any, where: str, name: str) -> Record:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: must be a JSON object")
+    side: Record = {
+        "name": name,
+        "text": text(record, "text", where),
+        "role": record.get("role"),
+        "finished": record.get("finished"),
+        "tokens": number(record, "tokens", where),
+        "reward": number(record, "reward", where),
+    }
+    if "log_ratio" in record:
+        side["log_ratio"] = number(record, "log_ratio", where)
+    if record.get("token_texts") and record.get("token_log_ratios"):
+        pieces, ratios = record["token_texts"], record["token_log_ratios"]
+        if not isinstance(pieces, list) or not isinstance(ratios, list) or len(pieces) != len(ratios):
+            raise ValueError(f"{where}: token_texts and token_log_ratios must be lists of one length")
+        side["pieces"] = [piece if isinstance(piece, str) else str(piece) for piece in pieces]
+        side["ratios"] = [number({"token_log_ratios": ratio}, "token_log_ratios", where) for ratio in ratios]
+    return side
+
+
+def _flags(record: Record, shown: Record, phrases: Sequence[str]) -> list[str]:
+    sides: Sequence[Record] = shown["sides"]
+    against = len(sides) == 2 and sides[1]["reward"] > sides[0]["reward"]
+    flags = {
+        "flipped": bool(record.get("swapped")) or against,
+        "leaking": any(leaks(side["text"], phrases) for side in sides),
+        "saturated": abs(shown.get("margin", 0.0)) > SATURATED,
+    }
+    return [name for name, raised in flags.items() if raised]

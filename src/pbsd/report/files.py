@@ -1,0 +1,120 @@
+"""Reading what a run wrote, also while it still writes: what cannot be shown is reported, never skipped silently."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Record = dict[str, Any]
+Notes = list[str]
+"""What the reader of the page must know of the files: sentences, each naming its file."""
+
+
+def read_text(path: Path, notes: Notes) -> str:
+    """The file as text; `.gz` is unpacked. Bytes that are not UTF-8 become U+FFFD, with a note.
+
+    Raises ValueError for a damaged archive.
+    """
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file ({error}): write it again") from error
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        text = raw.decode("utf-8", errors="replace")
+        notes.append(f"{path.name}: bytes that are not UTF-8 (first at byte {error.start:,}) are shown as U+FFFD.")
+        return text
+
+
+def read_json(path: Path, notes: Notes) -> Record | None:
+    """The object in the file; None where there is no file. Raises ValueError where it is not a JSON object."""
+    if not path.is_file():
+        return None
+    return _parse(read_text(path, notes), str(path))
+
+
+def read_yaml(path: Path, notes: Notes) -> Record:
+    """The mapping in the file; empty where there is no file. Raises ValueError where it is not a mapping."""
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(read_text(path, notes))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({error}): mend or remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must be a mapping of options, is a {type(content).__name__}")
+    return content
+
+
+def read_lines(path: Path, notes: Notes) -> list[tuple[str, Record]]:
+    """Each line's place ("FILE, line N") and object; empty where there is no file.
+
+    A last line without a line break that is not JSON was cut off (the run still writes, or was killed): it is left out,
+    with a note.
+
+    Raises:
+        ValueError: any other line that is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    lines = read_text(path, notes).split("\n")  # other line separators may stand in the text
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number:,}"
+        try:
+            records.append((where, _parse(line, where)))
+        except ValueError:
+            if number < len(lines):
+                raise
+            notes.append(f"{path.name}: the last line ({number:,}) is cut off and left out; the run may still write.")
+    return records
+
+
+def _parse(text: str, where: str) -> Record:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}): mend or remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: must be a JSON object, is {text.strip()[:40]!r}")
+    return content
+
+
+def number(record: Record, key: str, where: str) -> float:
+    """A field that must be a number. A null is NaN: JSON has none of its own.
+
+    Raises ValueError where it is missing or something else.
+    """
+    value = record.get(key, "missing")
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where}: {key} must be a number, is {value!r:.60}")
+    return float(value)
+
+
+def integer(record: Record, key: str, where: str) -> int:
+    """A field that must be a whole number. Raises ValueError where it is missing or something else."""
+    value = number(record, key, where)
+    if not value.is_integer():
+        raise ValueError(f"{where}: {key} must be a whole number, is {record[key]!r:.60}")
+    return int(value)
+
+
+def text(record: Record, key: str, where: str) -> str:
+    """A field that must be text. Raises ValueError where it is missing or something else."""
+    value = record.get(key, 0)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be text, is {value!r:.60}")
+    return value

@@ -1,0 +1,349 @@
+"""The sections of the page, from what was read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pbsd.report.charts import axis, banded, curve_choices, dots, fan, final_choices, heat
+from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, figure, interval, percent
+from pbsd.report.runs import Run, difference
+from pbsd.report.study import Study
+from pbsd.report.trials import Spread, Trial, by_cell, differing_options, final_accuracy, option
+
+MEASURES = {"sampled": "avg@k at temperature 1", "greedy": "greedy"}
+SIGNALS = {
+    "reward/student": "Reward of student samples",
+    "reward/teacher": "Reward of teacher samples",
+    "loss": "Loss",
+    "pairs/accuracy": "Pairs whose margin agrees with the rewards",
+    "pairs/saturated": "Saturated pairs (share)",
+    "pairs/kept": "Pairs kept",
+    "health/student_entropy": "Entropy of the student (nats a token)",
+    "tokens/student_length": "Length of student samples (tokens)",
+    "tokens/student_truncated": "Student samples cut at the length limit (share)",
+    "teacher/kl_teacher_student": "KL(T || student), nats a completion",
+    "health/student_leakage": "Student samples that cite the context (share)",
+    "pairs/style_gap": "Style gap of the pairs (AUC)",
+    "grad_norm": "Gradient norm",
+}
+"""Training metrics worth a curve, in the order of the picker."""
+WINDOWS = 40
+"""Points of a training curve: steps are averaged in at most so many windows."""
+NOT_EVALUATED = "No evaluation has been written yet."
+QUANTILES = (10, 25, 50, 75, 90)
+
+
+def sections(runs: Sequence[Run], studies: Sequence[Study], trials: Sequence[Trial]) -> list[Section]:
+    """All sections but the explorer, in the order of the page."""
+    colors = {name: place for place, name in enumerate(dict.fromkeys(trial.label for trial in trials))}
+    cells = by_cell(trials)
+    return [
+        _overview(runs, studies),
+        _accuracy(runs, studies, cells, colors),
+        _curves(runs, trials, cells, colors),
+        _tokens(cells, colors),
+        _distributions(runs),
+        _stability(runs, cells),
+        _manifest(runs, studies),
+    ]
+
+
+def _overview(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
+    tables = []
+    if runs:
+        rows = [
+            [
+                run.name,
+                run.method,
+                run.data,
+                run.seed,
+                run.state,
+                figure(run.generated_tokens),
+                figure(run.train_seconds),
+            ]
+            for run in runs
+        ]
+        columns = ("run", "method", "data", "seed", "state", "generated tokens", "seconds of training")
+        tables.append(Table("Runs", columns, rows))
+    if studies:
+        rows = [[study.name, *_counts(study.trials)] for study in studies]
+        tables.append(Table("Studies", ("study", "training runs", "methods", "cells", "seeds"), rows))
+    notes = [[run.name, note] for run in runs for note in run.notes]
+    notes += [[study.name, note] for study in studies for note in study.notes]
+    if notes:
+        tables.append(Table("Notes on the files", ("folder", "note"), notes))
+    return Section("overview", "Overview", tiles=_tiles(runs[0]) if len(runs) == 1 else (), tables=tables)
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    tiles = [("method", run.method, f"{run.data}, seed {run.seed}")]
+    if run.before is not None and run.after is not None:
+        for measure, name in (("sampled", f"avg@{run.after.samples_per_problem}, T = 1"), ("greedy", "greedy")):
+            first, last = run.before.accuracy(measure).estimate, run.after.accuracy(measure).estimate
+            gain = interval(difference(run.before, run.after, measure), signed=True)
+            if not math.isnan(last):
+                tiles.append((name, f"{percent(first)} → {percent(last)}%", f"{gain} points"))
+    elif run.before is not None:
+        tiles.append(("before training", f"{percent(run.before.accuracy('sampled').estimate)}%", run.state))
+    tiles.append(("generated tokens", figure(run.generated_tokens), f"{run.steps} steps"))
+    return tiles
+
+
+def _counts(trials: Sequence[Trial]) -> list[str]:
+    return [figure(len(trials)), *(figure(len({getattr(t, key) for t in trials})) for key in ("label", "cell", "seed"))]
+
+
+def _accuracy(
+    runs: Sequence[Run],
+    studies: Sequence[Study],
+    cells: Mapping[str, Mapping[str, list[Trial]]],
+    colors: Mapping[str, int],
+) -> Section:
+    charts, tables = [], []
+    measured = [run for run in runs if run.before is not None or run.after is not None]
+    if measured:
+        choices = [_before_after(measured, measure) for measure in MEASURES]
+        caption = "Held-out problems; bars are 95% intervals, clustered by problem."
+        charts.append(Chart("before-after", "Before and after training", caption, choices, pick="Measure"))
+    finals = final_choices(cells, colors)
+    if finals and (studies or len(runs) > 1):
+        caption = (
+            "Bars are 95% intervals over problems and, where several seeds were tested on the same problems, over "
+            "seeds too. A single seed says nothing of the spread over seeds."
+        )
+        charts.append(Chart("final", "Final accuracy", caption, finals, pick="World"))
+        if len(finals) > 1:
+            tables.append(_all_finals(cells, [choice.name for choice in finals]))
+    return Section("accuracy", "Accuracy", charts=charts, tables=tables, lacking=NOT_EVALUATED)
+
+
+def _all_finals(cells: Mapping[str, Mapping[str, list[Trial]]], names: Sequence[str]) -> Table:
+    labels = dict.fromkeys(label for name in names for label in cells[name])
+    rows = [[label, *(interval(final_accuracy(cells[name].get(label, ()))) for name in names)] for label in labels]
+    return Table("Final accuracy in % in all worlds, with the same intervals", ("run", *names), rows)
+
+
+def _before_after(runs: Sequence[Run], measure: str) -> Choice:
+    before = [(run.name, run.before.accuracy(measure)) for run in runs if run.before is not None]
+    after = [(run.name, run.after.accuracy(measure)) for run in runs if run.after is not None]
+    rows = [
+        [
+            run.name,
+            MISSING if run.before is None else interval(run.before.accuracy(measure)),
+            MISSING if run.after is None else interval(run.after.accuracy(measure)),
+            MISSING
+            if run.before is None or run.after is None
+            else interval(difference(run.before, run.after, measure), signed=True),
+            figure(len((run.after or run.before).problems)),  # type: ignore[union-attr]
+        ]
+        for run in runs
+    ]
+    sampled = {evaluation.samples_per_problem for run in runs for evaluation in (run.before, run.after) if evaluation}
+    k = f" (k = {', '.join(map(str, sorted(sampled)))})" if measure == "sampled" else ""
+    table = Table(
+        f"Accuracy in %, {MEASURES[measure]}{k}, with 95% intervals; the difference is paired by problem",
+        ("run", "before", "after", "difference", "problems"),
+        rows,
+    )
+    series = {name: values for name, values in (("before", before), ("after", after)) if values}
+    return Choice(MEASURES[measure], dots(series, "accuracy", {"before": 0, "after": 1}), [table])
+
+
+def _curves(
+    runs: Sequence[Run],
+    trials: Sequence[Trial],
+    cells: Mapping[str, Mapping[str, list[Trial]]],
+    colors: Mapping[str, int],
+) -> Section:
+    charts = []
+    if choices := curve_choices(cells, colors, "step"):
+        caption = "The line is the mean over seeds, the band their range."
+        charts.append(Chart("curves", "Held-out accuracy over training", caption, choices, pick="World"))
+    labels = {trial.source: trial.label for trial in trials}
+    signals = [choice for key in SIGNALS if (choice := _signal(runs, labels, colors, key))]
+    if signals:
+        caption = f"Means over at most {WINDOWS} windows of steps; with several seeds the band is their range."
+        charts.append(Chart("signals", "Training signals", caption, signals, pick="Metric"))
+    return Section("curves", "Learning curves", charts=charts, lacking="No step has been logged yet.")
+
+
+def _signal(runs: Sequence[Run], labels: Mapping[str, str], colors: Mapping[str, int], key: str) -> Choice | None:
+    seeds: dict[str, list[list[tuple[float, float]]]] = {}
+    rows = []
+    for run in runs:
+        if points := _windows(run.series(key)):
+            seeds.setdefault(labels[run.name], []).append(points)
+            rows += [[run.name, figure(step), figure(value)] for step, value in points]
+    if not seeds:
+        return None
+    series = {name: _spreads(curves) for name, curves in seeds.items()}
+    plot = banded(series, colors, "step", axis(SIGNALS[key]))
+    for trace in plot["data"]:
+        trace["mode"] = "lines"
+    return Choice(SIGNALS[key], plot, [Table(f"{SIGNALS[key]} ({key})", ("run", "step", "value"), rows)])
+
+
+def _windows(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most WINDOWS means of neighbouring points, at the last step of each."""
+    size = math.ceil(len(points) / WINDOWS) or 1
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], math.fsum(value for _, value in part) / len(part)) for part in parts]
+
+
+def _spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+    steps: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            steps.setdefault(step, []).append(value)
+    return [
+        Spread(step, math.fsum(values) / len(values), min(values), max(values), len(values))
+        for step, values in sorted(steps.items())
+    ]
+
+
+def _tokens(cells: Mapping[str, Mapping[str, list[Trial]]], colors: Mapping[str, int]) -> Section:
+    choices = curve_choices(cells, colors, "tokens")
+    for choice in choices:
+        choice.plot["layout"]["xaxis"]["rangemode"] = "tozero"
+    caption = "The line is the mean over seeds, the band their range."
+    title = "Held-out accuracy for generated tokens"
+    charts = [Chart("tokens", title, caption, choices, pick="World")] if choices else []
+    return Section("tokens", "Tokens against accuracy", charts=charts, lacking=NOT_EVALUATED)
+
+
+def _distributions(runs: Sequence[Run]) -> Section:
+    margins, ratios = [], []
+    for run in runs:
+        if choice := _fan(run, {"margin": _margin}, "margin"):
+            margins.append(choice)
+        sides = {
+            name: lambda record, name=name: _ratio(record, name)
+            for name in ("chosen y⁺", "rejected y⁻", "student samples", "teacher samples")
+        }
+        if choice := _fan(run, sides, "log-ratio (nats)"):
+            ratios.append(choice)
+    caption = "Lines are medians, bands the 25% to 75% and 10% to 90% ranges of the pairs of each window of steps."
+    charts = []
+    if margins:
+        charts.append(Chart("margins", "Margin", caption, margins, pick="Run"))
+    if ratios:
+        where = "Log-ratios are log π(y|x) less the log of the teacher's (for online DPO the reference's) probability. "
+        charts.append(Chart("ratios", "Log-ratio", where + caption, ratios, pick="Run"))
+    lacking = "These folders hold no pairs and no log-ratios: methods without a teacher write none, studies keep none."
+    return Section("distributions", "Margins and log-ratios", charts=charts, lacking=lacking)
+
+
+def _margin(record: Mapping[str, Any]) -> Any:
+    return record.get("margin")
+
+
+def _ratio(record: Mapping[str, Any], name: str) -> Any:
+    kind = name.split()[0]
+    side = record.get(kind) if kind in ("chosen", "rejected") else record
+    if not isinstance(side, dict) or (kind in ("student", "teacher") and side.get("role") != kind):
+        return None
+    return side.get("log_ratio")
+
+
+def _fan(run: Run, series: Mapping[str, Any], title: str) -> Choice | None:
+    steps: dict[float, dict[str, list[float]]] = {}
+    for _, record in run.samples:
+        here = steps.setdefault(float(record["step"]), {})
+        for name, value_of in series.items():
+            value = value_of(record)
+            if isinstance(value, int | float) and math.isfinite(value):
+                here.setdefault(name, []).append(float(value))
+    numbers = sorted(steps)
+    size = math.ceil(len(numbers) / WINDOWS) or 1
+    bins, rows = [], []
+    for start in range(0, len(numbers), size):
+        window = numbers[start : start + size]
+        found = {name: [v for step in window for v in steps[step].get(name, ())] for name in series}
+        quantiles = {name: _quantiles(values) for name, values in found.items() if values}
+        bins.append((window[-1], quantiles))
+        rows += [
+            [figure(window[-1]), name, figure(len(found[name])), *(f"{value:.3f}" for value in values)]
+            for name, values in quantiles.items()
+        ]
+    names = [name for name in series if any(name in quantiles for _, quantiles in bins)]
+    if not names:
+        return None
+    columns = ("to step", "of", "number", *(f"{percent}%" for percent in QUANTILES))
+    return Choice(run.name, fan(bins, names, title), [Table(f"Quantiles of the {title}, {run.name}", columns, rows)])
+
+
+def _quantiles(values: Sequence[float]) -> list[float]:
+    """By the nearest rank, as the training metrics do."""
+    ordered = sorted(values)
+    return [ordered[round(percent / 100 * (len(ordered) - 1))] for percent in QUANTILES]
+
+
+def _stability(runs: Sequence[Run], cells: Mapping[str, Mapping[str, list[Trial]]]) -> Section:
+    labels = list(dict.fromkeys(label for found in cells.values() for label in found))
+    drops, hover, rows = {}, {}, []
+    for cell, found in cells.items():
+        for name, trials in found.items():
+            curves = [trial for trial in trials if not math.isnan(trial.drop)]
+            if not curves:
+                continue
+            drops[name, cell] = math.fsum(trial.drop for trial in curves) / len(curves)
+            peaks, lasts = ([getattr(trial, which).accuracy for trial in curves] for which in ("peak", "last"))
+            known = [trial.alarms for trial in curves if trial.alarms is not None]
+            alarms = figure(sum(known)) if known else "not recorded"
+            peak, last = percent(math.fsum(peaks) / len(peaks)), percent(math.fsum(lasts) / len(lasts))
+            hover[name, cell] = f"peak {peak}%, last {last}%, seeds {len(curves)}, alarms {alarms}"
+            rows.append([name, cell, figure(len(curves)), peak, last, percent(drops[name, cell]), alarms])
+    charts = []
+    if rows:
+        columns = ("run", "world", "seeds", "peak", "last", "drop", "alarms")
+        table = Table("Peak and last held-out accuracy in %, and the drop in points, means over seeds", columns, rows)
+        caption = (
+            "Held-out accuracy at its best point of training minus that at the last: 0 is stable. The best of several "
+            "noisy points lies above the truth, so a small drop means little."
+        )
+        plot = heat(labels, list(cells), drops, hover)
+        charts.append(Chart("stability", "Drop from the peak", caption, [Choice("drop", plot, [table])]))
+    return Section(
+        "stability",
+        "Stability",
+        charts=charts,
+        tables=_alarms(runs),
+        lacking="A drop needs two evaluations of a run; there are none yet, and no alarms were recorded.",
+    )
+
+
+def _alarms(runs: Iterable[Run]) -> list[Table]:
+    rows = [
+        [run.name, figure(float(record["step"])), str(record.get("rule", "")), str(record.get("message", ""))]
+        for run in runs
+        for _, record in run.alarms
+    ]
+    return [Table("Alarms", ("run", "step", "rule", "message"), rows)] if rows else []
+
+
+def _manifest(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
+    tables = []
+    if len(runs) > 1 and (keys := differing_options(runs)):
+        rows = [[key, *(str(option(run, key)) for run in runs)] for key in keys]
+        tables.append(Table("Options in which the runs differ", ("option", *(run.name for run in runs)), rows))
+    for run in runs:
+        rows = [list(pair) for pair in flat(run.manifest)]
+        if rows:
+            tables.append(Table(f"Manifest of {run.name}", ("entry", "value"), rows))
+    for study in studies:
+        if study.choices:
+            rows = [list(pair) for pair in flat(study.choices)]
+            tables.append(Table(f"Choices of {study.name}", ("entry", "value"), rows))
+    return Section("manifest", "Manifest", tables=tables, lacking="No manifest was found.")
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested objects and lists of objects as (path, value) lines."""
+    if isinstance(value, dict) and value:
+        return [line for key, item in value.items() for line in flat(item, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [line for place, item in enumerate(value) for line in flat(item, f"{name}[{place}]")]
+    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

@@ -1,0 +1,417 @@
+"""The page in a real browser: what a person sees, reads with a screen reader, and does with the keyboard."""
+
+import itertools
+import re
+
+import pytest
+from folders import pair, sample, write_run, write_study
+
+from pbsd.report.elements import Section
+from pbsd.report.page import render
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+MINUS = "\N{MINUS SIGN}"
+HOSTILE = (
+    "</script><script>window.hacked=1</script>",
+    "<img src=x onerror='window.hacked=1'>",
+    "<svg onload=window.hacked=1>",
+    "<!--<script>",
+    "]]>'\"`${window.hacked=1}",
+    "<a href='javascript:window.hacked=1'>click</a>",
+    "abc\u202edef\u2066ghi\x00\ud800",
+)
+
+
+def rows(page, caption):
+    """The texts of a table's body, by its caption."""
+    region = page.get_by_role("region", name=caption, exact=True)
+    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in region.locator("tbody tr").all()]
+
+
+def numbers(page, chart):
+    """Opens the table behind a chart and returns its body."""
+    figure = page.locator(f"figure[data-chart={chart}]")
+    if figure.locator("details[open]").count() == 0:
+        figure.get_by_text("Numbers behind this chart").click()
+    expect(figure.locator("tbody tr").first).to_be_visible()
+    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in figure.locator("tbody tr").all()]
+
+
+def drawn(page, chart):
+    figure = page.locator(f"figure[data-chart={chart}]")
+    figure.scroll_into_view_if_needed()
+    expect(figure.locator("svg.main-svg").first).to_be_visible()
+    return figure
+
+
+def titles(page):
+    return [card.inner_text().split(" step")[0] for card in page.locator("article h3").all()]
+
+
+def test_tables_show_the_numbers_of_the_files(page_of_runs):
+    """a: .5, .6, .9, .75. Both seeds peak at 4 and 2 with .9 and .8, mean .85; both end at .75: the mean drop is .10.
+    c peaks at .9 and ends at 1/8."""
+    page = page_of_runs
+    assert rows(page, "Runs")[0] == ["a", "pbsd", "lab/arithmetic", "0", "finished", "600", "12"]
+    assert numbers(page, "before-after")[0] == [
+        "a", "50.0 [17.5, 82.5]", "75.0 [29.1, 120.9]", f"+25.0 [{MINUS}7.5, +57.5]", "4",
+    ]  # fmt: skip
+    assert numbers(page, "curves")[:4] == [
+        ["pbsd", "0", "0", "0", "50.0"],
+        ["pbsd", "0", "2", "200", "60.0"],
+        ["pbsd", "0", "4", "400", "90.0"],
+        ["pbsd", "0", "6", "600", "75.0"],
+    ]
+    assert numbers(page, "stability") == [
+        ["pbsd", "lab/arithmetic", "2", "85.0", "75.0", "10.0", "not recorded"],
+        ["grpo", "lab/tools", "1", "90.0", "12.5", "77.5", "1"],
+    ]
+    assert rows(page, "Alarms") == [["c", "5", "reward_collapse", "reward fell below half of its best"]]
+
+
+def test_charts_are_drawn_with_what_the_tables_say(page_of_runs):
+    page = page_of_runs
+    for chart in ("before-after", "final", "curves", "signals", "tokens", "margins", "ratios", "stability"):
+        figure = drawn(page, chart)
+        assert figure.locator("path.point, .scatterlayer .js-line, .heatmaplayer image, .hm").count() > 0, chart
+    heat = page.locator("figure[data-chart=stability]")
+    expect(heat.locator(".plot")).to_contain_text("77.5")
+
+
+def test_a_picker_changes_chart_and_numbers(page_of_runs):
+    figure = drawn(page_of_runs, "curves")
+    picker = figure.get_by_label("World")
+    assert len(numbers(page_of_runs, "curves")) == 8  # four points of each of two seeds
+    picker.select_option("lab/tools")
+    expect(figure.locator("tbody tr")).to_have_count(3)
+    expect(figure.locator(".plot")).to_contain_text("grpo")
+    picker.select_option("lab/arithmetic")
+    expect(figure.locator(".plot")).not_to_contain_text("grpo")
+
+
+def test_a_study_and_a_run_that_still_goes_on_one_page(show, tmp_path):
+    curves = {
+        (method, world, seed): [(10, 1000, first), (20, 2000, last)]
+        for (method, world, first, last) in (
+            ("pbsd", "dense", 0.4, 0.5),
+            ("opsd", "dense", 0.6, 0.3),
+            ("pbsd", "sparse", 0.2, 0.3),
+        )
+        for seed in (0, 1)
+    }
+    results = {key: (1, 2, 1, 0) if key[0] == "opsd" else (4, 2, 2, 4) for key in curves}
+    run = write_run(tmp_path / "run", after=None, samples=[pair(), pair(2)])
+    (run / "samples.jsonl").write_bytes((run / "samples.jsonl").read_bytes()[:-30])
+    page = show(write_study(tmp_path / "study", curves, results), run)
+    drops = {(row[0], row[1]): row[5] for row in numbers(page, "stability")}
+    assert drops["opsd", "arithmetic · dense · 0.2m"] == "30.0" and drops["pbsd", "arithmetic · dense · 0.2m"] == "0.0"
+    assert [row[0] for row in numbers(page, "final")] == ["pbsd", "opsd"]  # best first
+    table = rows(page, "Final accuracy in % in all worlds, with the same intervals")
+    assert [[cell.split()[0] for cell in row] for row in table] == [
+        ["opsd", "25.0", "\N{EN DASH}"],
+        ["pbsd", "75.0", "75.0"],
+    ]
+    page.locator("summary", has_text="Choices of study").click()
+    assert rows(page, "Choices of study") == [["pbsd.learning_rate", "0.001"]]
+
+    notes = [note for _, note in rows(page, "Notes on the files")]
+    assert notes[0].startswith("samples.jsonl: the last line (2) is cut off")
+    assert notes[1] == "summary.json is not there yet: the run is unfinished, step 6 of 6."
+    drawn(page, "before-after")
+    assert numbers(page, "before-after") == [["run", "50.0 [17.5, 82.5]", "\N{EN DASH}", "\N{EN DASH}", "4"]]
+
+
+# The explorer
+
+
+def test_a_pair_is_shown_side_by_side(explore, tmp_path):
+    page = explore(write_run(tmp_path / "run", samples=[pair(3, 7, chosen="the good one", rejected="the bad one")]))
+    card = page.get_by_role("article")
+    expect(card).to_have_count(1)
+    for text in ("step 3, row 7", "Q: problem 7", "context of 7", "by teacher · reward 1 · log-ratio", "3 tokens"):
+        expect(card).to_contain_text(text)
+    chosen, rejected = (card.locator(f".{name}").bounding_box() for name in ("chosen", "rejected"))
+    assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"]
+    assert card.locator(".chosen pre").inner_text() == "the good one"
+    assert card.locator(".rejected pre").inner_text() == "the bad one"
+    expect(page.locator("#explorer-tokens")).to_contain_text("no log-ratio by token")
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Forty-five pairs: every third flipped, every fifth saturated, one leaking, the last three longest (5% of 45)."""
+    return write_run(
+        tmp_path / "many",
+        samples=[
+            pair(
+                n,
+                n,
+                chosen="see the reference solution" if n == 8 else f"text {n}" + " more" * (9 if n >= 42 else 0),
+                swapped=n % 3 == 0,
+                margin=5.0 if n % 5 == 0 else n / 100,
+            )
+            for n in range(45)
+        ],
+    )
+
+
+def test_filters_search_order_and_pages(explore, many):
+    page = explore(many)
+    status = page.get_by_role("status")
+    expect(status).to_have_text("45 pairs of 45, showing 1\N{EN DASH}10.")
+    counts = [
+        page.locator(f"[data-count={flag}]").inner_text() for flag in ("flipped", "leaking", "saturated", "longest")
+    ]
+    assert counts == ["15", "1", "9", "3"]
+
+    page.get_by_label("Reward flipped").check()
+    page.get_by_label("Saturated").check()
+    expect(status).to_have_text("3 pairs of 45, showing 1\N{EN DASH}3.")  # 0, 15 and 30
+    assert titles(page) == ["Pair 1", "Pair 16", "Pair 31"]
+    page.get_by_label("Reward flipped").uncheck()
+    page.get_by_label("Saturated").uncheck()
+
+    page.get_by_label("Search").fill("REFERENCE Sol")
+    expect(status).to_have_text("1 pair of 45, showing 1\N{EN DASH}1.")
+    assert titles(page) == ["Pair 9"]
+    page.get_by_label("Search").fill("no such text")
+    expect(status).to_contain_text("No pairs match")
+    page.get_by_label("Search").fill("")
+    expect(page.get_by_role("article")).to_have_count(10)
+
+    page.get_by_label("Order").select_option("longest first")
+    assert titles(page)[:3] == ["Pair 43", "Pair 44", "Pair 45"]
+    page.get_by_label("Order").select_option("largest margin first")
+    assert titles(page)[0] == "Pair 1"
+
+    page.get_by_label("Page", exact=True).fill("5")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("article")).to_have_count(5)
+
+
+def test_the_keyboard_is_enough(explore, many):
+    """From the search field by Tab through the controls; Space ticks, Enter turns pages, the focus is always seen."""
+    page = explore(many)
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.get_by_label("Search").focus()
+    page.keyboard.type("text")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Order")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Reward flipped")).to_be_focused()
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Space")
+    expect(page.get_by_role("status")).to_have_text("15 pairs of 45, showing 1\N{EN DASH}10.")
+    next_button = page.get_by_role("group", name="Pages", exact=True).get_by_role("button", name="Next")
+    next_button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("article")).to_have_count(5)
+    expect(next_button).to_be_focused()
+    assert next_button.get_attribute("aria-disabled") == "true"
+    page.keyboard.press("Enter")  # at the end: nothing happens
+    expect(page.get_by_role("article")).to_have_count(5)
+
+
+def test_a_search_that_is_still_to_come_does_not_turn_the_page_back(explore, many):
+    """Typing, ticking and paging within the moment that the search waits for more letters."""
+    page = explore(many)
+    page.evaluate("""() => {
+        const search = document.getElementById("explorer-search");
+        search.value = "problem";
+        search.dispatchEvent(new Event("input", { bubbles: true }));
+        document.querySelector("[name=flag][value=flipped]").click();
+        document.querySelector("[data-move='1']").click();
+    }""")
+    page.wait_for_timeout(300)
+    expect(page.get_by_label("Page", exact=True)).to_have_value("2")
+
+
+def test_methods_without_pairs_show_their_samples(explore, tmp_path):
+    page = explore(write_run(tmp_path / "run", method="grpo", samples=[sample(text="forty-two")]))
+    expect(page.get_by_role("heading", name="Samples")).to_be_visible()
+    card = page.get_by_role("article")
+    expect(card).to_contain_text("advantage")
+    expect(card.locator(".sample pre")).to_have_text("forty-two")
+
+
+def test_the_run_picker_changes_the_explorer(explore, runs):
+    page = explore(*runs)
+    expect(page.get_by_role("status")).to_contain_text("3 pairs of 3")
+    page.locator("#explorer-run").select_option("c")
+    expect(page.get_by_role("status")).to_contain_text("1 sample of 1")
+
+
+def test_tokens_are_coloured_by_their_log_ratio(explore, tmp_path):
+    """Levels begin at .1, .5, 1 and 2 nats."""
+    record = pair(chosen="good day!")
+    record["chosen"] |= {"token_texts": ["go", "od", " day", "!"], "token_log_ratios": [0.05, 0.6, -1.5, -2.5]}
+    page = explore(write_run(tmp_path / "run", samples=[record]))
+    card = page.get_by_role("article")
+    tokens = card.locator(".chosen .token").all()
+    assert [token.inner_text() for token in tokens] == ["go", "od", " day", "!"]
+    assert [token.get_attribute("class").split()[1] for token in tokens] == ["even", "plus-2", "minus-3", "minus-4"]
+    colors = [token.evaluate("node => getComputedStyle(node).backgroundColor") for token in tokens]
+    assert len(set(colors)) == 4
+    card.get_by_text("Tokens as a table").click()
+    expect(card.locator("tbody tr")).to_have_count(4)
+    assert rows(page, "Log-ratio by token")[1] == ["2", '"od"', "0.6"]
+    expect(page.locator("#explorer-tokens")).to_contain_text("the student finds it likelier")
+
+
+def test_thinned_pairs_are_said_to_be(explore, many):
+    page = explore(many, max_pairs=20)
+    expect(page.locator("#explorer-share")).to_contain_text("20 of the run's 45 pairs, evenly spaced")
+    expect(page.get_by_role("status")).to_contain_text("20 pairs of 20")
+
+
+def test_the_document_stays_small_with_ten_thousand_pairs(explore, tmp_path):
+    page = explore(write_run(tmp_path / "run", samples=[pair(n, n) for n in range(10_000)]))
+    expect(page.get_by_role("status")).to_have_text("10,000 pairs of 10,000, showing 1\N{EN DASH}10.")
+    assert page.evaluate("document.querySelectorAll('*').length") < 3000
+    page.get_by_label("Search").fill("problem 9998")
+    expect(page.get_by_role("status")).to_have_text("1 pair of 10,000, showing 1\N{EN DASH}1.")
+
+
+# Foreign text
+
+
+def opened(page):
+    """Opens everything that can be opened, gives handlers time to run, and looks for what must not be there."""
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("main img, main a[href^=javascript], svg a").count() == 0
+
+
+def test_hostile_samples_are_inert_and_readable(explore, tmp_path):
+    samples = [
+        pair(n, n, chosen=text, rejected=text, prompt=[{"role": text, "content": text}], privileged_context=text)
+        for n, text in enumerate(HOSTILE)
+    ]
+    page = explore(write_run(tmp_path / "run", samples=samples))
+    shown = [card.locator(".chosen pre").inner_text() for card in page.get_by_role("article").all()]
+    assert shown == [*HOSTILE[:-1], "abc⟨U+202E⟩def⟨U+2066⟩ghi⟨U+0000⟩⟨U+D800⟩"]
+    assert page.locator("pre").first.evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
+    opened(page)
+
+
+def test_hostile_names_are_inert_in_charts_and_tables(show, tmp_path):
+    """Data, method, options, alarms and the page's title."""
+    every = " ".join(HOSTILE)
+    alarm = {"step": 1, "rule": every, "message": every}
+    folder = write_run(
+        tmp_path / "run", method=every, data=every, curve=[(2, 0.3)], options={every: every}, alarms=[alarm]
+    )
+    page = show(folder, title=every)
+    assert HOSTILE[0] in rows(page, "Alarms")[0][2] and "⟨U+202E⟩" in rows(page, "Alarms")[0][2]
+    expect(page.get_by_role("heading", level=1)).to_contain_text(HOSTILE[0])
+    heat = drawn(page, "stability")
+    for place in (0.5, 0.6):  # the first may come before plotly.js listens
+        box = heat.locator(".nsewdrag").bounding_box()
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + place * box["height"])
+        page.wait_for_timeout(200)
+    expect(heat.locator(".hoverlayer")).to_contain_text("<img src=x")
+    expect(drawn(page, "curves").locator(".legend")).to_contain_text("</script><script>")
+    opened(page)
+
+
+def test_a_very_long_line_is_cut_with_a_button(explore, tmp_path):
+    long = "x" * 1_000_000
+    page = explore(write_run(tmp_path / "run", samples=[pair(chosen=long)]), width=360)
+    pre = page.locator(".chosen pre")
+    assert len(pre.inner_text()) == 2000
+    assert pre.evaluate("node => node.scrollWidth <= node.clientWidth")  # wrapped
+    page.get_by_role("button", name="Show all 1,000,000 characters").click()
+    assert pre.evaluate("node => node.textContent.length") == 1_000_000
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="Show less").click()
+    assert len(pre.inner_text()) == 2000
+
+
+def test_the_policy_stops_what_is_not_ours(show):
+    """The negative control of every test here that sees no violation: a foreign script and style, put into the page
+    by hand, are refused."""
+    html = render("page", [Section("manifest", "Manifest")], {})
+    page = show(html=html.replace("</main>", "<script>window.hacked=1</script><p style='color:red'>x</p></main>"))
+    found = page.evaluate("window.violations")
+    assert page.evaluate("window.hacked === undefined")
+    assert [violation.split()[0] for violation in found] == ["script-src-elem", "style-src-attr"]
+    page.close()  # these violations are meant
+
+
+# Light, dark, narrow, and for everybody
+
+
+def luminance(page):
+    color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(int(part) for part in color.strip("rgb()").split(","))
+
+
+def accessibility_violations(page):
+    Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
+    found = Axe().run(page).response["violations"]
+    return [(v["id"], v["impact"], [node["target"] for node in v["nodes"]][:3]) for v in found]
+
+
+def test_light_is_light_and_accessible(page_of_runs):
+    assert luminance(page_of_runs) > 600
+    drawn(page_of_runs, "before-after")
+    drawn(page_of_runs, "stability")
+    numbers(page_of_runs, "before-after")
+    assert not accessibility_violations(page_of_runs)
+
+
+def test_dark_follows_the_system_and_the_picker_overrides_it(show, runs):
+    page = show(*runs, scheme="dark")
+    assert luminance(page) < 150
+    text = drawn(page, "stability").locator(".ytick text").first
+    assert not accessibility_violations(page)
+    dark = text.evaluate("node => getComputedStyle(node).fill")
+    page.get_by_label("Theme").select_option("Light")
+    assert luminance(page) > 600
+    assert text.evaluate("node => getComputedStyle(node).fill") != dark
+
+
+def test_accessibility_violations_would_be_seen(explore, tmp_path):
+    """The negative control: a picture without a text, pale letters."""
+    page = explore(write_run(tmp_path / "run", samples=[pair()]))
+    page.evaluate("""() => {
+        document.querySelector("#main").append(document.createElement("img"));
+        document.querySelector("h2").style.color = "#ddd";
+    }""")
+    assert {"image-alt", "color-contrast"} <= {name for name, *_ in accessibility_violations(page)}
+
+
+def test_landmarks_headings_and_captions(page_of_runs):
+    page = page_of_runs
+    for role in ("banner", "main", "contentinfo"):
+        expect(page.get_by_role(role)).to_have_count(1)
+    expect(page.get_by_role("navigation", name="Sections")).to_be_visible()
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((node) => Number(node.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
+    numbers(page, "curves")
+    for table in page.locator("table").all():
+        assert table.locator("caption").inner_text() or not table.is_visible()
+        assert table.locator("thead th:not([scope=col])").count() == 0
+        assert table.locator("tbody th:not([scope=row])").count() == 0
+
+
+def test_nothing_is_wider_than_a_phone(page_of_runs):
+    """Charts that were drawn wide are drawn anew."""
+    page = page_of_runs
+    for chart in ("before-after", "curves", "stability"):
+        drawn(page, chart)
+    numbers(page, "curves")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    expect(page.locator("figure[data-chart=curves] svg.main-svg").first).to_have_attribute("width", re.compile("^3|^2"))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    chosen, rejected = (page.locator(f".{name}").first.bounding_box() for name in ("chosen", "rejected"))
+    assert rejected["y"] >= chosen["y"] + chosen["height"]  # one above the other
+    page.set_viewport_size({"width": 1280, "height": 900})

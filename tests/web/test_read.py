@@ -1,0 +1,274 @@
+"""What the report makes of files: figures, flags, cut-off lines, damage. No browser."""
+
+import gzip
+import json
+import math
+
+import pytest
+from folders import AFTER, pair, sample, write_run, write_study
+
+from pbsd.report.commands import report
+from pbsd.report.elements import short, visible
+from pbsd.report.explorer import explorer
+from pbsd.report.files import read_lines, read_text
+from pbsd.report.page import json_block
+from pbsd.report.runs import difference, read_run
+from pbsd.report.sections import sections
+from pbsd.report.study import read_study
+from pbsd.report.trials import Point, Trial, band, final_accuracy, run_labels, run_trials
+
+
+def test_intervals_are_those_derived_by_hand(tmp_path):
+    """See folders.AFTER."""
+    run = read_run(write_run(tmp_path / "run"), "run")
+    before, after = run.before.accuracy("sampled"), run.after.accuracy("sampled")
+    gain = difference(run.before, run.after, "sampled")
+    assert (before.estimate, after.estimate, gain.estimate) == (0.5, 0.75, 0.25)
+    assert before.high - before.estimate == pytest.approx(0.3248, abs=1e-4)
+    assert after.high - after.estimate == pytest.approx(0.4594, abs=1e-4)
+    assert gain.estimate - gain.low == pytest.approx(0.3248, abs=1e-4)
+
+
+def test_an_unjudged_problem_is_in_no_mean(tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "eval_after.json"
+    content = json.loads(path.read_text())
+    content["problems"][0] |= {"num_samples": 0, "num_correct": 0, "greedy_correct": None}
+    path.write_text(json.dumps(content))
+    run = read_run(folder, "run")
+    assert run.after.accuracy("sampled").estimate == pytest.approx((0.5 + 1 + 1) / 3)
+    assert run.after.accuracy("greedy").estimate == pytest.approx(2 / 3)
+
+
+def test_a_cut_off_last_line_is_reported_and_the_others_kept(tmp_path):
+    folder = write_run(tmp_path / "run", samples=[pair(), pair(2)])
+    path = folder / "samples.jsonl"
+    path.write_text(path.read_text()[:-20])
+    run = read_run(folder, "run")
+    assert len(run.samples) == 1
+    assert any("samples.jsonl" in note and "last line (2) is cut off" in note for note in run.notes)
+
+
+def test_a_last_line_that_only_lacks_its_line_break_is_kept(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    notes = []
+    assert [record["a"] for _, record in read_lines(path, notes)] == [1, 2] and not notes
+
+
+@pytest.mark.parametrize("line", ["{broken", "[1]", "[" * 100_000, '"text"'])
+def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path, line):
+    folder = write_run(tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: "):
+        report([folder])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"row": 0}, "step must be a number"),
+        (pair(step=None), "step must be a whole number, is None"),
+        (pair(step=1.5), "step must be a whole number, is 1.5"),
+        ({**pair(), "margin": "wide"}, "margin must be a number, is 'wide'"),
+        ({**pair(), "chosen": {"text": 3, "tokens": 1, "reward": 1}}, "chosen: text must be text, is 3"),
+        ({key: value for key, value in pair().items() if key != "rejected"}, "chosen without its other side"),
+    ],
+)
+def test_a_field_of_another_kind_names_file_line_and_field(tmp_path, record, message):
+    with pytest.raises(ValueError, match=rf"samples\.jsonl, line 1.*{message}"):
+        report([write_run(tmp_path / "run", samples=[record])])
+
+
+@pytest.mark.parametrize("field", ["row", "num_samples", "num_correct", "greedy_correct"])
+def test_a_broken_evaluation_names_file_problem_and_field(tmp_path, field):
+    folder = write_run(tmp_path / "run")
+    path = folder / "eval_before.json"
+    content = json.loads(path.read_text())
+    content["problems"][1][field] = "yes"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"eval_before\.json, problem 1: {field} must be"):
+        report([folder])
+
+
+def test_token_ratios_must_fit_their_tokens(tmp_path):
+    record = pair()
+    record["chosen"] |= {"token_texts": ["go", "od"], "token_log_ratios": [0.5]}
+    with pytest.raises(ValueError, match="lists of one length"):
+        report([write_run(tmp_path / "run", samples=[record])])
+
+
+def test_bytes_that_are_not_utf8_are_shown_and_reported(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b'{"text": "a\xff\xfeb"}\n')
+    notes = []
+    assert read_lines(path, notes)[0][1]["text"] == "a\ufffd\ufffdb"
+    assert "first at byte 11" in notes[0]
+
+
+def test_a_damaged_archive_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl.gz"
+    path.write_bytes(gzip.compress(b"{}" * 100)[:-6])
+    with pytest.raises(ValueError, match="not a whole gzip file"):
+        read_text(path, [])
+
+
+def test_a_run_that_has_only_begun_is_shown(tmp_path):
+    folder = write_run(tmp_path / "run", before=None, after=None, steps=6)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (folder / name).unlink()
+    run = read_run(folder, "run")
+    assert run.state == "unfinished, step 0 of 6"
+    assert "No evaluation has been written yet." in report([folder])
+
+
+def test_folders_that_are_no_runs_say_what_is_missing(tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds one: name those"):
+        report([tmp_path / "runs"])
+    with pytest.raises(ValueError, match="neither a run"):
+        report([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="no such folder"):
+        report([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="named twice"):
+        report([tmp_path / "runs" / "one"] * 2)
+
+
+def test_flags(tmp_path):
+    """One pair of each kind; the longest 5% of six are one, that of eleven words."""
+    records = [
+        pair(),
+        pair(swapped=True),
+        pair(rewards=(0.0, 1.0)),
+        pair(margin=-4.5),
+        pair(chosen="As the reference solution says, 4."),
+        pair(rejected=" ".join("abcdefghijk")),
+    ]
+    found = explorer(read_run(write_run(tmp_path / "run", samples=records), "run"), 100)
+    assert [record["flags"] for record in found.records] == [
+        [], ["flipped"], ["flipped"], ["saturated"], ["leaking"], ["longest"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("total", "limit", "kept"), [(10, 10, 10), (10, 3, 3), (10, 4, 4), (3, 10, 3)])
+def test_more_pairs_than_the_limit_are_thinned_evenly(tmp_path, total, limit, kept):
+    """No two neighbours kept are further apart than ceil(total / limit), the first is kept, the total is told."""
+    run = read_run(write_run(tmp_path / "run", samples=[pair(step=n + 1) for n in range(total)]), "run")
+    found = explorer(run, limit)
+    steps = [record["step"] for record in found.records]
+    assert len(set(steps)) == kept and found.total == total and steps[0] == 1
+    assert max(later - earlier for earlier, later in zip(steps, [*steps[1:], total + 1], strict=True)) <= math.ceil(
+        total / limit
+    )
+
+
+def test_a_text_that_many_pairs_share_is_stored_once(tmp_path):
+    records = [pair(row=n % 2) for n in range(50)]
+    found = explorer(read_run(write_run(tmp_path / "run", samples=records), "run"), 100)
+    assert len(found.texts) == 4  # two prompts and two contexts
+
+
+def test_chat_messages_keep_their_roles(tmp_path):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text"}]}]
+    run = read_run(write_run(tmp_path / "run", samples=[pair() | {"prompt": messages}]), "run")
+    found = explorer(run, 1)
+    (first, second) = found.texts[found.records[0]["prompt"]]
+    assert first == ("system", "be brief") and second[0] == "user" and json.loads(second[1]) == [{"type": "text"}]
+
+
+def test_labels_name_what_differs_and_seeds_share_one(tmp_path):
+    settings = {"a": ("pbsd", 0, 0.1), "b": ("pbsd", 1, 0.1), "c": ("pbsd", 0, 0.5), "d": ("grpo", 0, 0.0)}
+    runs = [
+        read_run(write_run(tmp_path / name, method=method, seed=seed, options={"beta": beta}), name)
+        for name, (method, seed, beta) in settings.items()
+    ]
+    assert run_labels(runs) == {"a": "pbsd beta=0.1", "b": "pbsd beta=0.1", "c": "pbsd beta=0.5", "d": "grpo"}
+
+
+def test_points_of_a_run_are_its_evaluations(tmp_path):
+    run = read_run(write_run(tmp_path / "run", curve=[(2, 0.9), (4, 0.6)]), "run")
+    (trial,) = run_trials([run])
+    assert trial.points == (Point(0, 0, 0.5), Point(2, 200, 0.9), Point(4, 400, 0.6), Point(6, 600, 0.75))
+    assert trial.peak == Point(2, 200, 0.9) and trial.drop == pytest.approx(0.15)
+
+
+def trial(points, seed="0", final=()):
+    return Trial("m", "c", seed, "s", tuple(Point(*point) for point in points), dict(final))
+
+
+def test_a_band_is_the_range_over_seeds():
+    seeds = [trial([(1, 10, 0.2), (2, 20, 0.4)]), trial([(1, 14, 0.6)], "1")]
+    assert [tuple(spread) for spread in band(seeds, "tokens")] == [
+        (12, pytest.approx(0.4), 0.2, 0.6, 2),
+        (20, 0.4, 0.4, 0.4, 1),
+    ]
+
+
+def test_final_accuracy_of_seeds_counts_their_spread():
+    """All problems 1 under one seed and .5 under the other: problem means do not differ, seed means do, by .25 from
+    their mean. Half width: t(.975, 1) sqrt(2 * .25^2 / 2) = 12.706 * .25."""
+    seeds = [trial([], name, dict.fromkeys("abcd", value).items()) for name, value in (("0", 1.0), ("1", 0.5))]
+    value = final_accuracy(seeds)
+    assert value.estimate == 0.75 and value.high - value.estimate == pytest.approx(12.706 * 0.25, rel=1e-4)
+
+
+def test_final_accuracy_on_different_problems_is_over_problems():
+    """Problem means over the seeds that have them .5, 1 and 1: mean 2.5 / 3, deviation .2887, t(.975, 2) = 4.3027."""
+    seeds = [trial([], "0", {"a": 1.0, "b": 1.0}.items()), trial([], "1", {"a": 0.0, "c": 1.0, "d": math.nan}.items())]
+    value = final_accuracy(seeds)
+    assert value.estimate == pytest.approx(2.5 / 3)
+    assert value.high - value.estimate == pytest.approx(4.3027 * 0.28868 / math.sqrt(3), rel=1e-4)
+
+
+def test_a_study_is_read_by_method_cell_and_seed(tmp_path):
+    curves = {("pbsd", "dense", 0): [(10, 100, 0.5), (20, 200, 0.4)]}
+    study = read_study(write_study(tmp_path / "s", curves, {("pbsd", "dense", 0): (4, 2)}), "s")
+    (found,) = study.trials
+    assert (found.label, found.cell, found.seed) == ("pbsd", "arithmetic · dense · 0.2m", "0")
+    assert found.final == {"0": 1.0, "1": 0.5} and found.drop == pytest.approx(0.1)
+
+
+def test_a_problem_counted_twice_is_an_error(tmp_path):
+    folder = write_study(tmp_path / "s", {}, {("pbsd", "dense", 0): (4,)})
+    path = folder / "results.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) * 2))
+    with pytest.raises(ValueError, match="problem 0 is there twice for pbsd"):
+        read_study(folder, "s")
+
+
+def test_quantiles_of_margins_are_those_the_metrics_have(tmp_path):
+    """Margins 0 to 10 of one step: the nearest ranks are 1, 2 (rounded from 2.5), 5, 8 (from 7.5) and 9."""
+    run = read_run(write_run(tmp_path / "run", samples=[pair(margin=float(m)) for m in range(11)]), "run")
+    (part,) = [part for part in sections([run], [], run_trials([run])) if part.id == "distributions"]
+    (choice,) = part.charts[0].choices
+    assert choice.tables[0].rows == [["1", "margin", "11", "1.000", "2.000", "5.000", "8.000", "9.000"]]
+
+
+def test_the_page_does_not_change_between_two_calls(tmp_path):
+    folder = write_run(tmp_path / "run", samples=[pair(), sample()])
+    assert report([folder]) == report([folder])
+
+
+@pytest.mark.parametrize("text", ["</script><script>", "<!--", "\ud800", "\u2028", "\x00"])
+def test_a_json_block_cannot_end_its_element_and_says_the_same(text):
+    block = json_block({"text": text, "nan": math.nan})
+    assert "<" not in block
+    assert json.loads(block.encode()) == {"text": text, "nan": None}
+
+
+def test_invisible_and_reordering_characters_are_written_out():
+    assert visible("a\u202eb\u2066\x00\ud800\U000e0041") == "a⟨U+202E⟩b⟨U+2066⟩⟨U+0000⟩⟨U+D800⟩⟨U+E0041⟩"
+    assert visible("tab\tline\n👩\u200d🔬 فارسی") == "tab\tline\n👩\u200d🔬 فارسی"
+
+
+def test_a_long_label_keeps_its_ends():
+    assert short("<b>") == "&lt;b&gt;" and short("a" * 36) == "a" * 36
+    assert short("begin" + "-" * 100 + "end<") == "begin" + "-" * 13 + "…" + "-" * 13 + "end&lt;"
+
+
+def test_everything_after_training_is_in_the_overview(tmp_path):
+    assert sum(AFTER) / 32 == 0.75
+    html = report([write_run(tmp_path / "run")])
+    assert "50.0 → 75.0%" in html and "+25.0 [\N{MINUS SIGN}7.5, +57.5] points" in html
