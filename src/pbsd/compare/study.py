@@ -1,0 +1,383 @@
+"""The study file: what is compared with what. YAML -> a checked `Study`; standard library and PyYAML only."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import yaml
+
+from pbsd.lab.bases import SCALES, TASK_NAMES
+from pbsd.lab.worlds import WORLDS
+
+CheckpointRule = Literal["last", "best_validation"]
+
+SET_BY_THE_STUDY = (
+    "method", "model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split",
+    "dataset_train_size", "dataset_test_size", "dataset_seed", "reward_funcs", "teacher_prompt_template",
+    "max_completion_length", "num_generations_eval", "output_dir", "max_steps", "num_train_epochs", "seed", "data_seed",
+    "num_threads", "use_cpu", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "logging_steps",
+    "eval_strategy",
+)  # fmt: skip
+"""Options of a recipe that no study may give: the world, the budget, the seeds or the command decide them."""
+
+
+class StudyError(ValueError):
+    """A study file that cannot be used."""
+
+
+class Cell(NamedTuple):
+    """Where methods meet; its test problems are shared by all methods and seeds."""
+
+    task: str
+    world: str
+    scale: str
+
+
+class Unit(NamedTuple):
+    """One training run that is tested."""
+
+    method: str
+    cell: Cell
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """A method of the study.
+
+    `trials`: the option values to choose among, empty where nothing is tuned. `choices_of`: whose choice to take, where
+    the study uses another study's choices; None: nobody's.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any]
+    task_options: Mapping[str, Mapping[str, Any]]
+    trials: tuple[Mapping[str, Any], ...]
+    choices_of: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellSpec:
+    """Every combination of these is run."""
+
+    tasks: tuple[str, ...]
+    worlds: tuple[str, ...]
+    scales: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def units(self) -> Iterator[Unit]:
+        for scale, task, world, seed, method in itertools.product(
+            self.scales, self.tasks, self.worlds, self.seeds, self.methods
+        ):
+            yield Unit(method, Cell(task, world, scale), seed)
+
+
+class Budget(NamedTuple):
+    """A run ends at the first step at which student and teacher have generated so many tokens, or at `max_steps`."""
+
+    generated_tokens: int
+    max_steps: int
+
+
+class Validation(NamedTuple):
+    """Measured before training and at the first step past every multiple of `every_tokens`."""
+
+    problems: int
+    samples: int
+    every_tokens: int
+
+
+class FinalTest(NamedTuple):
+    """Measured once, at the end of a run, after all choices."""
+
+    problems: int
+    samples: int
+
+
+class Tuning(NamedTuple):
+    """The trials of every method, per task and world, at one scale; the best mean validation accuracy is chosen."""
+
+    scale: str
+    seeds: tuple[int, ...]
+    generated_tokens: int
+    trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A checked study file; see studies/strength/study.yaml for what each key means."""
+
+    path: Path
+    methods: Mapping[str, MethodSpec]
+    cells: tuple[CellSpec, ...]
+    options: Mapping[str, Any]
+    budget: Budget
+    train_problems: int
+    validation: Validation
+    test: FinalTest
+    checkpoint: CheckpointRule
+    tuning: Tuning | None
+    choices: Path | None
+    models: Mapping[str, str]
+    dataset_seed: int
+
+    @property
+    def name(self) -> str:
+        return study_name(self.path)
+
+    def units(self) -> list[Unit]:
+        """Every run that is tested, once, in the order of the file; methods of a cell and seed follow each other."""
+        return list(dict.fromkeys(unit for cell in self.cells for unit in cell.units()))
+
+    def describe(self) -> dict[str, Any]:
+        """What the results rest on, for their readers; JSON-ready."""
+        return {
+            "methods": {name: asdict(spec) for name, spec in self.methods.items()},
+            "cells": [asdict(cell) for cell in self.cells],
+            "options": self.options,
+            "train_problems": self.train_problems,
+            **{name: getattr(self, name)._asdict() for name in ("budget", "validation", "test")},
+            "tuning": self.tuning and self.tuning._asdict(),
+            "checkpoint": self.checkpoint,
+            "models": self.models,
+            "dataset_seed": self.dataset_seed,
+        }
+
+    def tuned_places(self) -> list[tuple[str, str, str]]:
+        """Every (method, task, world) whose options are chosen by this study's trials."""
+        if self.tuning is None:
+            return []
+        return list(dict.fromkeys((unit.method, unit.cell.task, unit.cell.world) for unit in self.units()))
+
+
+def study_name(path: Path) -> str:
+    """The file's name, or its folder's for a file called study.yaml."""
+    return path.resolve().parent.name if path.stem == "study" else path.stem
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file. What only the methods know of (their options) is checked when runs are planned.
+
+    Raises:
+        StudyError: no such file, not YAML, an unknown or missing key, a value that does not fit; says where and the
+            mend.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"{path}: no such study file")
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path}: not valid YAML: {error}") from error
+    try:
+        return _study(path, values)
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from error
+
+
+def _study(path: Path, values: Any) -> Study:
+    _check_keys(
+        values,
+        "the study",
+        required=("methods", "cells", "budget", "train", "validation", "test", "checkpoint"),
+        optional=("options", "tuning", "choices", "models", "dataset_seed"),
+    )
+    methods = _methods(values["methods"])
+    models = _mapping(values.get("models"), "models")
+    study = Study(
+        path=path,
+        methods=methods,
+        cells=_cells(values["cells"], methods, [*SCALES, *models]),
+        options=_options(values.get("options"), "options"),
+        budget=Budget(**_counts(values["budget"], "budget", Budget._fields)),
+        train_problems=_counts(values["train"], "train", ("problems",))["problems"],
+        validation=Validation(**_counts(values["validation"], "validation", Validation._fields)),
+        test=FinalTest(**_counts(values["test"], "test", FinalTest._fields)),
+        checkpoint=_one_of(values["checkpoint"], "checkpoint", get_args(CheckpointRule)),
+        tuning=_tuning(values.get("tuning"), [*SCALES, *models]),
+        choices=path.parent / values["choices"] if "choices" in values else None,
+        models={scale: str(folder) for scale, folder in models.items()},
+        dataset_seed=_whole(values.get("dataset_seed", 0), "dataset_seed", least=0),
+    )
+    _check_budget(study)
+    _check_tuning(study)
+    return study
+
+
+def _methods(values: Any) -> dict[str, MethodSpec]:
+    found = {}
+    for name, spec in _mapping(values, "methods", least=1).items():
+        where = f"methods.{name}"
+        _check_keys(spec, where, required=("method",), optional=("options", "task_options", "tune", "choices_of"))
+        by_task = _mapping(spec.get("task_options"), f"{where}.task_options")
+        for task in by_task:
+            _one_of(task, f"{where}.task_options", TASK_NAMES)
+        found[name] = MethodSpec(
+            name=name,
+            method=str(spec["method"]),
+            options=_options(spec.get("options"), f"{where}.options"),
+            task_options={task: _options(options, f"{where}.task_options.{task}") for task, options in by_task.items()},
+            trials=_trials(spec.get("tune"), f"{where}.tune"),
+            choices_of=spec.get("choices_of", name),
+        )
+    return found
+
+
+def _trials(values: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """A grid (option -> values: every combination) or a list of trials (option -> value)."""
+    if values is None:
+        return ()
+    if isinstance(values, list):
+        trials = [_options(trial, f"{where}[{place}]") for place, trial in enumerate(values)]
+    else:
+        grid = {name: _items(choices, f"{where}.{name}") for name, choices in _options(values, where).items()}
+        trials = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+    if any(trial in trials[:place] for place, trial in enumerate(trials)):
+        raise StudyError(f"{where}: a trial is there twice: take one out")
+    return tuple(trials)
+
+
+def _cells(values: Any, methods: Mapping[str, MethodSpec], scales: Sequence[str]) -> tuple[CellSpec, ...]:
+    worlds = sorted({name for _, name in WORLDS})
+    cells = []
+    for place, spec in enumerate(_items(values, "cells")):
+        where = f"cells[{place}]"
+        _check_keys(spec, where, required=("tasks", "worlds", "scales", "seeds"), optional=("methods",))
+        cells.append(
+            CellSpec(
+                tasks=_names(spec["tasks"], f"{where}.tasks", TASK_NAMES),
+                worlds=_names(spec["worlds"], f"{where}.worlds", worlds),
+                scales=_names(spec["scales"], f"{where}.scales", scales),
+                methods=_names(spec.get("methods", list(methods)), f"{where}.methods", list(methods)),
+                seeds=_seeds(spec["seeds"], f"{where}.seeds"),
+            )
+        )
+    return tuple(cells)
+
+
+def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
+    if values is None:
+        return None
+    _check_keys(values, "tuning", required=Tuning._fields)
+    counts = {key: _whole(values[key], f"tuning.{key}") for key in ("generated_tokens", "trials")}
+    return Tuning(
+        scale=_one_of(values["scale"], "tuning.scale", scales),
+        seeds=_seeds(values["seeds"], "tuning.seeds"),
+        **counts,
+    )
+
+
+def _check_budget(study: Study) -> None:
+    if study.validation.every_tokens > study.budget.generated_tokens:
+        raise StudyError(
+            f"validation.every_tokens ({study.validation.every_tokens}) is more than budget.generated_tokens "
+            f"({study.budget.generated_tokens}): the curves would have no point on the way; lower it"
+        )
+    if study.tuning and study.tuning.generated_tokens > study.budget.generated_tokens:
+        raise StudyError("tuning.generated_tokens is more than budget.generated_tokens: lower it")
+
+
+def _check_tuning(study: Study) -> None:
+    if study.choices:
+        _check_choices(study)
+        return
+    for name, spec in study.methods.items():
+        if spec.choices_of != name:
+            raise StudyError(f"methods.{name}.choices_of is for another study's choices: give `choices: PATH`")
+        if spec.trials and study.tuning is None:
+            raise StudyError(f"methods.{name}.tune asks for trials, but there is no `tuning`: add it")
+    if study.tuning is None:
+        return
+    counts = {name: len(spec.trials) for name, spec in study.methods.items()}
+    if any(count != study.tuning.trials for count in counts.values()):
+        raise StudyError(
+            f"every method must have tuning.trials = {study.tuning.trials} trials, but `tune` gives: "
+            f"{', '.join(f'{name} {count}' for name, count in counts.items())}; "
+            "equal numbers keep the comparison fair: lengthen or shorten the grids"
+        )
+    overlap = sorted({unit.seed for unit in study.units()} & set(study.tuning.seeds))
+    if overlap:
+        raise StudyError(
+            f"tuning.seeds and the cells share seed {overlap[0]}: what was chosen for a lucky seed must be tested on "
+            "others; choose other tuning.seeds"
+        )
+
+
+def _check_choices(study: Study) -> None:
+    assert study.choices is not None
+    if study.tuning:
+        raise StudyError("give `tuning` or `choices` (another study's), not both")
+    if not study.choices.is_file():
+        raise StudyError(f"choices: {study.choices} is not there: run its study first, or mend the path")
+    for name, spec in study.methods.items():
+        if spec.trials:
+            raise StudyError(f"methods.{name}.tune: with `choices` nothing is tuned: take it out")
+
+
+def _check_keys(values: Any, where: str, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
+    known = (*required, *optional)
+    if not isinstance(values, Mapping):
+        raise StudyError(f"{where}: expected the keys {', '.join(known)}, got {values!r}")
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+            raise StudyError(f"{where}: unknown key {key!r}; {hint}")
+    if missing := [key for key in required if key not in values]:
+        raise StudyError(f"{where}: missing {', '.join(missing)}")
+
+
+def _options(values: Any, where: str) -> dict[str, Any]:
+    """Options of a recipe, none of them the study's own business."""
+    options = _mapping(values, where)
+    for key in options:
+        if key in SET_BY_THE_STUDY:
+            raise StudyError(f"{where}: {key} is set by the study itself (world, budget, seeds, command): take it out")
+    return options
+
+
+def _mapping(values: Any, where: str, least: int = 0) -> dict[str, Any]:
+    values = {} if values is None else values
+    if not isinstance(values, Mapping) or len(values) < least or not all(isinstance(key, str) for key in values):
+        raise StudyError(f"{where}: expected `name: value` lines, got {values!r}")
+    return dict(values)
+
+
+def _items(values: Any, where: str) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise StudyError(f"{where}: expected a list with at least one item, got {values!r}")
+    return values
+
+
+def _names(values: Any, where: str, known: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_one_of(value, where, known) for value in _items(values, where)))
+
+
+def _one_of(value: Any, where: str, known: Sequence[str]) -> Any:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+        raise StudyError(f"{where}: unknown {value!r}; {hint}")
+    return value
+
+
+def _seeds(values: Any, where: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_whole(value, where, least=0) for value in _items(values, where)))
+
+
+def _counts(values: Any, where: str, keys: Sequence[str]) -> dict[str, int]:
+    _check_keys(values, where, required=keys)
+    return {key: _whole(values[key], f"{where}.{key}") for key in keys}
+
+
+def _whole(value: Any, where: str, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise StudyError(f"{where}: expected a whole number of at least {least}, got {value!r}")
+    return value

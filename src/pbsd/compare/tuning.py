@@ -1,0 +1,81 @@
+"""Which options each method gets: by mean validation accuracy of its trials, or by another study's choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pbsd.compare.files import read_choices
+from pbsd.compare.plan import Place, Run
+from pbsd.compare.store import Store
+from pbsd.compare.study import CheckpointRule, Study, StudyError
+
+
+def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A choice per method, task and world: every trial with its validation accuracy, by seed and on average, and the
+    options of the best (of equals the first); null while a trial is not finished. Test problems play no part."""
+    assert study.tuning is not None or not runs
+    by_place: dict[Place, list[Run]] = {}
+    for run in runs:
+        by_place.setdefault(run.place, []).append(run)
+    choices = []
+    for place, own in by_place.items():
+        method, task, world = place
+        trials: list[dict[str, Any]] = [
+            {"options": dict(options), "validation_accuracy": None, "by_seed": {}}
+            for options in study.methods[method].trials
+        ]
+        for run in own:
+            assert run.trial is not None
+            result = store.result(run)
+            trials[run.trial]["by_seed"][str(run.seed)] = result and score(result, study.checkpoint)
+        for trial in trials:
+            scores = list(trial["by_seed"].values())
+            if None not in scores:
+                trial["validation_accuracy"] = math.fsum(scores) / len(scores)
+        means = [trial["validation_accuracy"] for trial in trials]
+        chosen = None if None in means else trials[means.index(max(means))]["options"]
+        choices.append(
+            {"method": method, "task": task, "world": world, "scale": own[0].cell.scale,
+             "generated_tokens": own[0].budget.generated_tokens, "chosen": chosen, "trials": trials}
+        )  # fmt: skip
+    return choices
+
+
+def score(result: Mapping[str, Any], rule: CheckpointRule) -> float:
+    """A run's validation accuracy at the checkpoint that the rule takes."""
+    accuracies = [point["accuracy"] for point in result["curve"]]
+    return float(accuracies[-1] if rule == "last" else max(accuracies))
+
+
+def choices_of_another(study: Study) -> list[dict[str, Any]]:
+    """The choices that the study takes over; `chosen_for` is the method they were made for.
+
+    Raises:
+        StudyError: a method, task and world for which the other study chose nothing.
+    """
+    assert study.choices is not None
+    other = read_choices(study.choices)["choices"]
+    made = {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in other}
+    choices = []
+    for method, task, world in dict.fromkeys((unit.method, unit.cell.task, unit.cell.world) for unit in study.units()):
+        source = study.methods[method].choices_of
+        if source is None:
+            continue
+        if made.get((source, task, world)) is None:
+            raise StudyError(
+                f"{study.path}: {study.choices} holds no choice for {source} on {task}, {world}: finish that study's "
+                f"tuning, or say `choices_of: OTHER` or `choices_of: null` for methods.{method}"
+            )
+        choices.append(
+            {"method": method, "task": task, "world": world, "chosen_for": source, "chosen": made[source, task, world]}
+        )
+    return choices
+
+
+def chosen_options(choices: Sequence[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any]] | None:
+    """By place; None while a choice is open."""
+    if any(choice["chosen"] is None for choice in choices):
+        return None
+    return {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in choices}

@@ -1,0 +1,317 @@
+"""`pbsd compare` whole, on the packaged base with budgets of a few hundred tokens."""
+
+import contextlib
+import gzip
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from pbsd.api import SelfDistillationTrainer
+from pbsd.cli import main
+from pbsd.compare.execute import execute
+from pbsd.compare.files import CHOICES, CURVES, RESULTS, TABLE, TRAINING, read_choices, read_rows
+from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
+from pbsd.compare.store import RESULT
+from pbsd.compare.study import load_study
+from pbsd.config import SFTConfig
+from pbsd.evaluate.accuracy import measure_accuracy
+from pbsd.lab import worlds
+
+FILES = (RESULTS, CURVES, TRAINING, CHOICES, TABLE)
+
+STUDY = {
+    "budget": {"generated_tokens": 600, "max_steps": 6},
+    "train": {"problems": 32},
+    "validation": {"problems": 6, "samples": 2, "every_tokens": 200},
+    "test": {"problems": 8, "samples": 2},
+    "checkpoint": "best_validation",
+    "options": {"per_device_train_batch_size": 2, "learning_rate": 1e-3},
+    "methods": {
+        "pbsd": {
+            "method": "pbsd",
+            "options": {"num_generations": 1, "num_teacher_generations": 1, "teacher": "ema"},
+            "tune": {"beta": [0.1, 1.0]},
+        },
+        "sft": {"method": "sft", "tune": {"learning_rate": [0.0, 1e-3]}},
+    },
+    "tuning": {"scale": "packaged", "seeds": [7], "generated_tokens": 200, "trials": 2},
+    "models": {"packaged": "lab/arithmetic-0.2m"},
+    "cells": [{"tasks": ["arithmetic"], "worlds": ["dense"], "scales": ["packaged"], "seeds": [0, 1]}],
+}
+
+
+def write_study(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return folder
+
+
+def compare(folder, *flags):
+    words = ["compare", str(folder / "study.yaml"), "--work", str(folder / "work"), "--jobs", "1", "--save_steps", "2"]
+    return main([*words, *flags])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study that was left alone until it was done."""
+    folder = write_study(tmp_path_factory.mktemp("compare") / "tiny")
+    assert compare(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The same with its working folder, to change things in."""
+    shutil.copytree(whole, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def results_of(folder):
+    return {path.parent: path.stat().st_mtime_ns for path in (folder / "work" / "runs").glob(f"*/{RESULT}")}
+
+
+def test_every_run_is_there_with_its_budget_and_curve(whole):
+    """2 methods x 2 seeds x 8 problems x 2 samples. A run ends at the first step past 600 tokens; its curve has the
+    base and the first step past each of 200, 400 and 600. Without tokens 6 steps have a point every 2."""
+    rows = read_rows(whole / RESULTS)
+    assert [tuple(row) for row in rows] == [
+        ("method", "world", "task", "scale", "seed", "problem_id", "num_samples", "num_correct", "generated_tokens")
+    ] * 32  # fmt: skip
+    assert {row["num_samples"] for row in rows} == {2}
+    assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("pbsd", "sft") for s in (0, 1)}
+    curves = {}
+    for row in read_rows(whole / CURVES):
+        curves.setdefault((row["method"], row["seed"]), []).append(row)
+    metrics = {}
+    for row in read_rows(whole / TRAINING):
+        metrics.setdefault((row["method"], row["seed"]), []).append(row)
+    assert len({points[0]["validation_accuracy"] for points in curves.values()}) == 1
+    for (method, seed), points in curves.items():
+        steps, tokens = ([point[key] for point in points] for key in ("step", "generated_tokens"))
+        assert [row["step"] for row in metrics[method, seed]] == steps[1:]
+        if method == "sft":
+            assert (steps, set(tokens)) == ([0, 2, 4, 6], {0})
+            continue
+        assert [spent // 200 for spent in tokens] == [0, 1, 2, 3]
+        # No step before a point was past its multiple: with at most 2 x 2 x 40 tokens a step, the point is within 160.
+        assert all(spent % 200 < 160 for spent in tokens)
+    assert metrics["pbsd", 0][-1]["tokens/student"] > 0
+    assert not any(name.startswith("time/") for row in metrics["pbsd", 0] for name in row)
+
+
+def test_choices_say_what_was_tried_and_found(whole):
+    choices = read_choices(whole / CHOICES)
+    assert [(c["method"], len(c["trials"])) for c in choices["choices"]] == [("pbsd", 2), ("sft", 2)]
+    for choice in choices["choices"]:
+        means = [trial["validation_accuracy"] for trial in choice["trials"]]
+        assert choice["chosen"] == choice["trials"][means.index(max(means))]["options"]
+    assert [run["ended_by"] for run in choices["runs"]] == ["tokens", "steps"] * 2
+    assert {run["prompts_per_step"] for run in choices["runs"]} == {2}
+    assert choices["study"]["methods"]["sft"]["trials"] == [{"learning_rate": 0.0}, {"learning_rate": 0.001}]
+    assert "| pbsd | 2 |" in (whole / TABLE).read_text()
+
+
+def test_the_tested_weights_are_those_of_the_rule(tmp_path):
+    """At learning rate 0 every checkpoint is the base: its test counts, measured here by hand, and the first step."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    run = next(
+        r for r in final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": 0.0}}) if r.method == "sft"
+    )
+    execute(run, tmp_path / "run", resolved_options([run])[run.key], 50)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    args = SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, num_generations_eval=2, max_completion_length=40, disable_tqdm=True
+    )
+    rows = worlds.dataset_rows("arithmetic-dense", "test", 8)
+    base = SelfDistillationTrainer("lab/arithmetic-0.2m", args, None, rows, "pbsd.lab.arithmetic:reward")
+    expected = measure_accuracy(base.engine, base.eval_dataset.prompts, greedy=False).problems
+    assert result["problems"] == [[p.row, p.num_samples, p.num_correct, p.generated_tokens] for p in expected]
+    assert result["tested_step"] == 0
+    assert len({point["accuracy"] for point in result["curve"]}) == 1
+
+
+@pytest.mark.parametrize(("rule", "equal"), [("best_validation", True), ("last", False)])
+def test_the_best_weights_are_put_back(tmp_path, rule, equal):
+    """A ruinous learning rate: the base is the best point, so its counts return by that rule and not by the other."""
+    study = load_study(write_study(tmp_path / "tiny", checkpoint=rule) / "study.yaml")
+    problems = []
+    for rate in (0.0, 1.0):
+        run = final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": rate}})[1]
+        assert run.method == "sft"
+        execute(run, tmp_path / str(rate), resolved_options([run])[run.key], 50)
+        problems.append(json.loads((tmp_path / str(rate) / RESULT).read_text())["problems"])
+    assert (problems[0] == problems[1]) == equal
+
+
+def test_a_stopped_study_goes_on_and_ends_as_one_left_alone(whole, tmp_path):
+    """Stopped twice, each time when a final run has a checkpoint but no result: asked to (it saves), then killed. Then
+    the same command gives the same bytes, and what was finished is not done again."""
+    folder = write_study(tmp_path / "tiny")
+    words = ["compare", str(folder / "study.yaml"), "--work", str(folder / "work"), "--jobs", "1", "--save_steps", "1"]
+    for seed, number, status in ((0, signal.SIGTERM, 143), (1, signal.SIGKILL, -9)):
+        with subprocess.Popen([sys.executable, "-m", "pbsd.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+            while not unfinished(folder, seed):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.005)
+            process.send_signal(number)
+            assert process.wait() == status
+        assert unfinished(folder, seed)
+    before = results_of(folder)
+    assert len(before) >= 5
+    assert compare(folder) == 0
+    assert contents(folder) == contents(whole)
+    assert before.items() <= results_of(folder).items()
+
+
+def unfinished(folder, seed):
+    """Final runs of pbsd with a checkpoint of a step in their middle and no result."""
+    return [
+        path.parent
+        for path in (folder / "work" / "runs").glob(f"final-pbsd-*-seed{seed}-*/checkpoint-[2-4]")
+        if (path / "trainer_state.json").is_file() and not (path.parent / RESULT).exists()
+    ]
+
+
+def test_finished_runs_are_not_done_again(copied, capsys):
+    before = results_of(copied)
+    assert compare(copied) == 0
+    assert results_of(copied) == before
+    assert compare(copied, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "8 of 8 runs are done" in out
+    assert "[1/" not in out
+
+
+def test_a_changed_budget_reuses_nothing(copied, capsys):
+    before = results_of(copied)
+    write_study(copied, budget={"generated_tokens": 599, "max_steps": 6})
+    assert compare(copied, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "0 of 8 runs are done" in out
+    assert f"{len(before)} results in" in out
+    # Files are made of today's settings only.
+    assert compare(copied, "--table") == 0
+    assert "0 of 4 runs, 4 are missing" in capsys.readouterr().out
+    assert read_rows(copied / RESULTS) == []
+
+
+def test_a_part_of_a_study(tmp_path, capsys):
+    """Tuning of one method; then no final run, since choices are open. Two more runs close them."""
+    folder = write_study(tmp_path / "tiny")
+    assert compare(folder, "--only", "sft") == 0
+    out = capsys.readouterr().out
+    assert "[2/2] tuning/sft/arithmetic/dense/packaged/trial1/seed7" in out
+    assert "2 tuning runs are not finished: final runs wait" in out
+    assert "0 of 4 runs, 4 are missing" in out
+    assert compare(folder, "--max_runs", "2") == 0
+    out = capsys.readouterr().out
+    assert "tuning/pbsd" in out
+    assert "final/" not in out
+    assert compare(folder, "--only", "s?t", "seed1") == 0
+    out = capsys.readouterr().out
+    assert "[1/1] final/sft/arithmetic/dense/packaged/seed1" in out
+    assert "left 0 s" in out
+    assert "1 of 4 runs, 3 are missing" in out
+    assert {row["method"] for row in read_rows(folder / RESULTS)} == {"sft"}
+
+
+def test_a_failed_run_is_named_and_stops_no_other(tmp_path, capsys):
+    methods = {
+        "sft": {"method": "sft"},
+        "lost": {"method": "pbsd", "options": {"reward_weights": [1.0, 2.0]}},
+    }
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    values = {key: value for key, value in STUDY.items() if key != "tuning"}
+    (folder / "study.yaml").write_text(yaml.safe_dump({**values, "methods": methods}, sort_keys=False))
+    assert compare(folder) == 1
+    captured = capsys.readouterr()
+    for seed in (0, 1):
+        name = f"lost/arithmetic/dense/packaged/seed{seed}"
+        assert f"failed: final/{name}: ValueError" in captured.err
+    assert "reward_weights has 2 numbers for 1 reward functions" in captured.err
+    assert "2 of 4 runs, 2 are missing" in captured.out
+    (failure, _) = (folder / "work").glob("runs/*lost*/failure.txt")
+    assert "Traceback" in failure.read_text()
+
+
+def test_a_run_that_diverges_is_a_finding(tmp_path):
+    """An absurd learning rate makes the loss infinite or NaN within a step or two: the run is tested as it is then."""
+    options = {**STUDY["options"], "learning_rate": 1e30}
+    study = load_study(write_study(tmp_path / "tiny", options=options, checkpoint="last") / "study.yaml")
+    run = next(run for run in final_runs(study, {}) if run.method == "sft")
+    execute(run, tmp_path / "run", resolved_options([run])[run.key], 50)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert result["ended_by"] == "divergence"
+    assert 0 < result["steps"] == result["tested_step"] == result["curve"][-1]["step"] < 6
+    assert sum(correct for _, _, correct, _ in result["problems"]) == 0
+
+
+def test_no_test_problem_is_read_before_the_end(tmp_path, monkeypatch):
+    """With poisoned test rows tuning runs as ever; the negative control, a final run, meets them after its training."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    rows = worlds.dataset_rows
+
+    def poisoned(name, split, size, seed=0):
+        if split == "test":
+            raise RuntimeError("a test problem was read")
+        return rows(name, split, size, seed)
+
+    monkeypatch.setattr(worlds, "dataset_rows", poisoned)
+    for run in (tuning_runs(study)[0], final_runs(study, {})[0]):
+        guard = contextlib.nullcontext() if run.kind == "tuning" else pytest.raises(RuntimeError, match="test problem")
+        options = resolved_options([run])[run.key]
+        with guard:
+            execute(run, tmp_path / run.kind, options, 1)
+        last = json.loads((tmp_path / run.kind / "curve.jsonl").read_text().splitlines()[-1])
+        assert last["generated_tokens"] >= run.budget.generated_tokens
+    assert json.loads((tmp_path / "tuning" / RESULT).read_text())["problems"] == []
+    assert not (tmp_path / "final" / RESULT).exists()
+    # And a run that was stopped there ends as one left alone, no step further.
+    monkeypatch.undo()
+    found = []
+    for folder in ("final", "whole"):
+        execute(run, tmp_path / folder, options, 1)
+        found.append({**json.loads((tmp_path / folder / RESULT).read_text()), "seconds": None})
+    assert found[0] == found[1]
+
+
+def test_the_table_of_a_clone_is_the_same(whole, tmp_path, capsys):
+    """Only the study and its three files, and no runs."""
+    for name in ("study.yaml", RESULTS, CURVES, CHOICES):
+        shutil.copy(whole / name, tmp_path / name)
+    assert main(["compare", str(tmp_path / "study.yaml"), "--work", str(tmp_path / "none"), "--table"]) == 0
+    assert (tmp_path / TABLE).read_bytes() == (whole / TABLE).read_bytes()
+    # And its files are not lost to a first partial run.
+    assert main(["compare", str(tmp_path / "study.yaml"), "--work", str(tmp_path / "none"), "--max_runs", "1"]) == 2
+    assert "give another folder by --out" in capsys.readouterr().err
+
+
+def test_two_compares_do_not_share_a_folder(copied, capsys):
+    from pbsd.compare.store import Store
+
+    with contextlib.closing(Store(copied / "work").lock()):
+        assert compare(copied) == 2
+    assert "another `pbsd compare` is writing here" in capsys.readouterr().err
+    assert compare(copied) == 0
+
+
+def test_unequal_trials_are_refused_by_the_command(tmp_path, capsys):
+    methods = {**STUDY["methods"], "sft": {"method": "sft", "tune": {"learning_rate": [1e-3]}}}
+    assert compare(write_study(tmp_path / "tiny", methods=methods)) == 2
+    assert "pbsd 2, sft 1" in capsys.readouterr().err
+
+
+def test_result_files_are_compressed_without_a_date(whole):
+    assert (whole / RESULTS).read_bytes()[4:8] == bytes(4)
+    assert len(gzip.decompress((whole / RESULTS).read_bytes())) > 32 * 100
