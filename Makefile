@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart smollm2 check test
+.PHONY: setup chromium quickstart smollm2 check test
 
 setup: $(VENV)/.installed
 
@@ -12,6 +12,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps bfcl-eval
 	touch $@
+
+# tests/web drive a real browser: Debian's, where it is absent and we may install it; elsewhere they are skipped.
+chromium:
+	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; \
+	else echo "no chromium: the web tests will be skipped (install it, or run make chromium as root on Debian)"; fi
 
 quickstart: setup
 	$(BIN)/pbsd train recipes/quickstart.yaml
@@ -25,5 +31,5 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup
+test: setup chromium
 	$(BIN)/pytest

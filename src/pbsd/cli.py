@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor", help="check machine, model, data, templates, lengths, stop tokens, one dry step"
     )
     doctor.add_argument("recipe")
+    doctor.add_argument("--no_weights", action="store_true", help="without the model's weights, for a larger machine")
+    doctor.add_argument("--device_memory", type=float, default=80, help="GiB a device, with --no_weights (default 80)")
 
     pilot = commands.add_parser("pilot", help="sample and score pairs before training, for `pbsd advise`")
     pilot.add_argument("recipe", help="YAML file; any of its keys can be given as a flag: --teacher external")
@@ -75,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     lab_commands.add_parser("build", help="build base models (--help lists its flags)", add_help=False)
     lab_commands.add_parser("list", help="show the base models and what was measured of them", add_help=False)
 
+    commands.add_parser("compare", help="methods x worlds x tasks x scales x seeds, by a study file", add_help=False)
+
+    commands.add_parser("evaluate", help="measure a model on a benchmark, or compare two results", add_help=False)
+
+    commands.add_parser("report", help="one web page of runs and studies", add_help=False)
+
     args, flags = parser.parse_known_args(argv)
     if flags and args.command in ("advise", "theory"):
         parser.error(f"unknown arguments: {' '.join(flags)}")
@@ -114,6 +122,22 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         lab_commands.run(args.lab_command, flags)
         return 0
 
+    if args.command == "compare":
+        from pbsd.compare import commands as compare_commands
+
+        return compare_commands.run(flags)
+
+    if args.command == "evaluate":
+        from pbsd.evaluation import commands as evaluation_commands
+
+        return evaluation_commands.run(flags)
+
+    if args.command == "report":
+        from pbsd.report import commands as report_commands
+
+        report_commands.run(flags)
+        return 0
+
     if args.command == "advise":
         from pbsd import advise
         from pbsd.theory.pilot import Setting
@@ -135,6 +159,11 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     from transformers.utils import logging as transformers_logging
 
     from pbsd.recipe import load_recipe
+
+    if args.command == "doctor" and args.no_weights:
+        from pbsd.weightless import doctor as weightless_doctor
+
+        return 0 if weightless_doctor(args.recipe, flags, device_memory=args.device_memory) else 1
 
     run, config = load_recipe(args.recipe, flags)
     # After the recipe: transformers takes a quiet log as a wish for no progress bar.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import datasets
 from torch.utils.data import Dataset
 
+from pbsd import benchmarks
+from pbsd.benchmarks.tables import load_table
+from pbsd.config.base import ContextArm
 from pbsd.lab import worlds
 from pbsd.records import Prompt
-from pbsd.render import OverlongError, Renderer, RowError
+from pbsd.render import OverlongError, Renderer, RowError, context_text, template_columns
 
 _LAB_PREFIX = "lab/"
-_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +47,25 @@ class PromptDataset(Dataset):
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, Any]], renderer: Renderer, *, required: Iterable[str] = (), drop_overlong: bool
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        renderer: Renderer,
+        *,
+        required: Iterable[str] = (),
+        drop_overlong: bool,
+        context: ContextArm = "paired",
+        seed: int = 0,
     ) -> PromptDataset:
         """Render every row.
 
         Args:
             required: columns that must be there besides `prompt` (what the reward functions read).
             drop_overlong: leave out and count rows over a prompt budget; otherwise they are an error.
+            context, seed: see `shown_contexts`. Budgets are those of the prompts as shown.
 
         Raises:
-            ValueError: a streamed or empty dataset, a missing column, a row that breaks the data contract.
+            ValueError: a streamed or empty dataset, a missing column, a row that breaks the data contract, contexts
+                that cannot be shuffled.
         """
         if isinstance(rows, datasets.IterableDataset | datasets.IterableDatasetDict):
             raise ValueError("streamed datasets are not supported: the rows are checked before training; load it whole")
@@ -61,7 +73,13 @@ class PromptDataset(Dataset):
             raise ValueError(f"expected one split, got all of {', '.join(map(str, rows))}: pass dataset['train'] or so")
         prompts, dropped = [], 0
         columns = {"prompt", *required}
-        for index, row in enumerate(rows):
+        rows = list(rows)
+        if context == "shuffled" and (own := template_columns(renderer.teacher_prompt_template)):
+            logger.warning(
+                "context='shuffled' exchanges privileged_context only: the teacher still reads its row's own %s",
+                ", ".join(sorted(own)),
+            )
+        for index, (row, shown) in enumerate(zip(rows, shown_contexts(rows, context, seed), strict=True)):
             if missing := sorted(columns - row.keys()):
                 raise RowError(
                     f"row {index}: column {', '.join(map(repr, missing))} is missing; the row has "
@@ -69,7 +87,7 @@ class PromptDataset(Dataset):
                     "sees, and reward functions read the rest by name: rename or add it"
                 )
             try:
-                prompts.append(renderer(row, index))
+                prompts.append(renderer(row, index, context=shown))
             except OverlongError:
                 if not drop_overlong:
                     raise
@@ -81,6 +99,43 @@ class PromptDataset(Dataset):
         return cls(prompts, dropped)
 
 
+def shown_contexts(rows: Sequence[Mapping[str, Any]], arm: ContextArm, seed: int) -> list[Any]:
+    """The privileged context that the teacher is shown of each row.
+
+    `paired`: the row's own. `none`: None. `shuffled`: another row's, each used once, by a seeded permutation that gives
+    no row a context equal to its own as text; rows without context stay without, and theirs is given to nobody.
+
+    The permutation puts the rows in random order, those of equal context side by side, and moves every context on by
+    the size of the largest such group. So it is drawn from all derangements, though not uniformly.
+
+    Raises:
+        ValueError: `shuffled` where no row has a context, or more than half of those that do share one.
+    """
+    own = [row.get("privileged_context") for row in rows]
+    if arm == "paired":
+        return own
+    shown: list[Any] = [None] * len(own)
+    if arm == "none":
+        return shown
+    texts = [context_text(context, index) for index, context in enumerate(own)]
+    holders = [index for index, text in enumerate(texts) if text is not None]
+    random.Random(f"context-{seed}").shuffle(holders)
+    groups: dict[str | None, list[int]] = {}
+    for index in holders:
+        groups.setdefault(texts[index], []).append(index)
+    largest = max(map(len, groups.values()), default=0)
+    if not holders or 2 * largest > len(holders):
+        reason = f"{largest} of the {len(holders)} that do share one, more than half" if holders else "no row does"
+        raise ValueError(
+            f"context='shuffled' gives each row that has a privileged_context a different one, but {reason}: choose "
+            "context='none', or rows whose contexts differ"
+        )
+    order = [index for group in groups.values() for index in group]
+    for index, donor in zip(order, order[largest:] + order[:largest], strict=True):
+        shown[index] = own[donor]
+    return shown
+
+
 def load_rows(
     name: str, *, split: str, size: int | None = None, config: str | None = None, seed: int = 0
 ) -> Sequence[Mapping[str, Any]]:
@@ -88,37 +143,22 @@ def load_rows(
 
     Args:
         name: `lab/arithmetic` (a generated task) or `lab/arithmetic-noisy` (a task in a world of `lab.worlds`), a
-            JSON-lines or Parquet file, a folder with one file per split, or a hub id.
+            JSON-lines or Parquet file, a folder with one file per split, a name of `benchmarks` (`gsm8k`, files here
+            in its schema as `gsm8k@PATH`, `reasoning-gym:chain_sum`), or a hub id.
         split: the split's name.
         size: how many rows: generated for the lab, the first ones otherwise; None is all (2,000 for the lab).
-        config: the hub dataset's configuration.
+        config: the hub dataset's configuration; JSON options of a task of reasoning-gym.
 
     Raises:
         ValueError: the dataset, split or so many rows do not exist.
     """
     if name.startswith(_LAB_PREFIX) and not Path(name).exists():
         return worlds.dataset_rows(name.removeprefix(_LAB_PREFIX), split, 2000 if size is None else size, seed)
-    rows = _load(name, split, config)
+    if benchmarks.is_named(name):
+        return benchmarks.load(name, benchmarks.Query(split=split, size=size, config=config, seed=seed)).rows
+    rows = load_table(name, split=split, config=config)
     if size is not None:
         if size > len(rows):
             raise ValueError(f"dataset {name!r}, split {split!r} has {len(rows)} rows, fewer than the {size} asked for")
         rows = rows.select(range(size))
     return rows
-
-
-def _load(name: str, split: str, config: str | None) -> datasets.Dataset:
-    path = Path(name)
-    files = [path] if path.is_file() else [path / f"{split}{suffix}" for suffix in _KINDS]
-    try:
-        for file in filter(Path.is_file, files):
-            if file.suffix not in _KINDS:
-                raise ValueError(f"{name}: expected a file of type {', '.join(_KINDS)}")
-            return datasets.load_dataset(_KINDS[file.suffix], data_files={split: str(file)}, split=split)
-        return datasets.load_dataset(name, config, split=split)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error.__cause__ or error}") from error
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"dataset {name!r} is neither a file or folder here nor found on the hub ({error}): check the name, or "
-            "give a local JSON-lines file"
-        ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from pbsd import rewards
 from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
-from pbsd.data import PromptDataset
+from pbsd.data import PromptDataset, shown_contexts
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
 from pbsd.records import Prompt
@@ -33,6 +33,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     screen = console()
     tokenizer = load_tokenizer(run.model_name_or_path, config)
     rows = run.rows("train") or []
+    contexts = shown_contexts(rows, config.context_arm, config.seed)
     limited = make_renderer(tokenizer, config, training=True)
     unlimited = replace(
         limited,
@@ -40,10 +41,12 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
         max_teacher_prompt_length=None,
         max_reference_length=None if config.max_reference_length is None else sys.maxsize,
     )
+    if config.context_arm != "paired":
+        screen.rule(_describe_arm(config), align="left")
     for index, row in enumerate(rows):
         if index == count:
             break
-        prompt = unlimited(row, index)
+        prompt = unlimited(row, index, context=contexts[index])
         shown = {
             "student": (prompt.student_ids, config.max_prompt_length),
             "teacher": (prompt.teacher_ids, config.max_teacher_prompt_length),
@@ -56,7 +59,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
             screen.rule(f"row {index}, {what}: {len(ids)} tokens, {limit}", align="left")
             screen.print(escape(str(tokenizer.decode(list(ids)))), soft_wrap=True)
             screen.print(f"[dim]ids {list(ids)}[/dim]", soft_wrap=True)
-    over = sum(_is_over(limited, row, index) for index, row in enumerate(rows))
+    over = sum(_is_over(limited, row, index, contexts[index]) for index, row in enumerate(rows))
     budget_name = "prompt budget" if config.max_reference_length is None else "prompt or completion budget"
     fate = "would be dropped" if config.overlong == "drop" else "would stop the run (overlong='error')"
     screen.rule(
@@ -65,9 +68,18 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     )
 
 
-def _is_over(renderer: Renderer, row: Any, index: int) -> bool:
+def _describe_arm(config: RolloutConfig) -> str:
+    what = {
+        "paired": "the teacher sees its row's context",
+        "shuffled": f"the teacher sees another row's context (seed {config.seed})",
+        "none": "the teacher sees no context",
+    }
+    return f"context: {config.context_arm}: {what[config.context_arm]}"
+
+
+def _is_over(renderer: Renderer, row: Any, index: int, context: Any) -> bool:
     try:
-        renderer(row, index)
+        renderer(row, index, context=context)
     except OverlongError:
         return True
     return False
@@ -106,24 +118,35 @@ class Patient:
             make_renderer(self.tokenizer, self.config, training=True),
             required=set().union(*(rewards.required_columns(function) for function in functions)),
             drop_overlong=self.config.overlong == "drop",
+            context=self.config.context_arm,
+            seed=self.config.seed,
         ).prompts
+
+
+PatientT = TypeVar("PatientT", bound=Patient)
 
 
 def doctor(run: RunArguments, config: RolloutConfig) -> bool:
     """Print a line per check; returns whether everything is in order. A failed check says what to mend, and the checks
     that do not depend on it still run."""
-    screen, patient = console(), Patient(run, config)
-    healthy = True
-    checks: dict[str, Callable[[Patient], Iterator[Finding]]] = {
-        "machine": _machine,
-        "model": _model,
-        "data": _data,
-        "templates": _templates,
-        "lengths": _lengths,
-        "stop tokens": _stop_tokens,
-        "options": _options,
-        "one dry step": _dry_step,
-    }
+    return run_checks(
+        Patient(run, config),
+        {
+            "machine": _machine,
+            "model": _model,
+            "data": _data,
+            "templates": _templates,
+            "lengths": _lengths,
+            "stop tokens": _stop_tokens,
+            "options": check_options,
+            "one dry step": _dry_step,
+        },
+    )
+
+
+def run_checks(patient: PatientT, checks: Mapping[str, Callable[[PatientT], Iterator[Finding]]]) -> bool:
+    """Print a line per finding; whether none has a mend. A check that raises is a finding too."""
+    screen, healthy = console(), True
     for name, check in checks.items():
         try:
             findings = list(check(patient))
@@ -169,6 +192,8 @@ def _model(patient: Patient) -> Iterator[Finding]:
 def _data(patient: Patient) -> Iterator[Finding]:
     prompts, test = patient.prompts, patient.run.rows("test")
     yield Finding(f"{len(prompts)} training rows, {'no' if test is None else len(test)} held-out rows")
+    if patient.config.reads_context:
+        yield Finding(_describe_arm(patient.config))
     without = sum(prompt.columns.get("privileged_context") in (None, "", []) for prompt in prompts)
     if without and patient.config.reads_context:
         yield Finding(
@@ -183,7 +208,7 @@ def _data(patient: Patient) -> Iterator[Finding]:
 
 def _templates(patient: Patient) -> Iterator[Finding]:
     prompt, first = patient.prompts[0], patient.tokenizer.bos_token_id
-    same = patient.config.reads_context and prompt.student_ids == prompt.teacher_ids
+    same = prompt.context is not None and patient.config.reads_context and prompt.student_ids == prompt.teacher_ids
     yield Finding(
         f"first row: student {len(prompt.student_ids)} tokens, teacher {len(prompt.teacher_ids)} tokens",
         "both roles see the same prompt: does teacher_prompt_template use privileged_context?" if same else "",
@@ -209,7 +234,7 @@ def _stop_tokens(patient: Patient) -> Iterator[Finding]:
     yield Finding(f"{names}, padding with {patient.tokenizer.decode([pad])!r}")
 
 
-def _options(patient: Patient) -> Iterator[Finding]:
+def check_options(patient: Patient) -> Iterator[Finding]:
     yield Finding(f"{patient.run.method}: {patient.config.objective}")
 
 
@@ -218,7 +243,7 @@ def _dry_step(patient: Patient) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         dry = replace(
             patient.config, output_dir=folder, max_steps=1, logging_steps=1, save_strategy="no", eval_strategy="no",
-            report_to="none", disable_tqdm=True, push_to_hub=False,
+            on_alarm="warn", report_to="none", disable_tqdm=True, push_to_hub=False,
         )  # fmt: skip
         trainer = build_trainer(replace(patient.run, dataset_test_split=None), dry)
         trainer.train()

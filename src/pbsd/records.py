@@ -27,6 +27,7 @@ class Prompt:
         columns: the row's other columns, by name, for the reward functions.
         student_ids, teacher_ids: the token ids each role continues; the thinking prefix, if any, is included.
         reference_ids: the row's own completion, the stop token included; empty unless the method learns it.
+        context: what the teacher is shown besides the problem, as text; None: nothing.
     """
 
     row: int
@@ -35,6 +36,7 @@ class Prompt:
     student_ids: Ids
     teacher_ids: Ids
     reference_ids: Ids = ()
+    context: str | None = None
 
     def ids(self, role: Role) -> Ids:
         return self.teacher_ids if role == "teacher" else self.student_ids
@@ -56,6 +58,7 @@ class Rollout:
         reference_logprobs: per token under the initial weights and the student's prompt; empty until scored.
         teacher_prompt_ids: a teacher's prompt made for this rollout alone; empty: none was made.
         advantage: what the policy gradient weighs it with; None where it takes no part.
+        weight: what its terms in the loss are multiplied by; 0: it takes no part in any.
         temperature, top_p, top_k, min_p: what it was drawn with (0 is greedy; 1, 0 and None are off).
     """
 
@@ -71,6 +74,7 @@ class Rollout:
     reference_logprobs: tuple[float, ...] = ()
     teacher_prompt_ids: Ids = ()
     advantage: float | None = None
+    weight: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

@@ -12,9 +12,12 @@ from functools import cache
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 from pbsd.records import Ids, Prompt
+
+_OWN: Any = object()
 
 
 class RowError(ValueError):
@@ -51,12 +54,16 @@ class Renderer:
     def __post_init__(self) -> None:
         compile_template(self.teacher_prompt_template)
 
-    def __call__(self, row: Mapping[str, Any], index: int) -> Prompt:
-        """Raises RowError for a row that breaks the data contract, OverlongError for one over a budget."""
+    def __call__(self, row: Mapping[str, Any], index: int, *, context: Any = _OWN) -> Prompt:
+        """The row's prompts; `context` is what the teacher is shown in place of the row's own privileged context.
+
+        Raises RowError for a row that breaks the data contract, OverlongError for one over a budget.
+        """
         prompt = row.get("prompt")
         problem = _last_user_text(prompt, index)
         student_text = self._text(prompt, self.student_thinking_prefix, index)
-        teacher_prompt = self._teacher_prompt(row, problem, index)
+        shown = context_text(row.get("privileged_context") if context is _OWN else context, index)
+        teacher_prompt = self._teacher_prompt(row, problem, shown, index)
         teacher_text = self._text(teacher_prompt, self.teacher_thinking_prefix, index)
         chat = not isinstance(prompt, str)
         return Prompt(
@@ -66,6 +73,7 @@ class Renderer:
             student_ids=self._encode(student_text, chat, "max_prompt_length", index),
             teacher_ids=self._encode(teacher_text, chat, "max_teacher_prompt_length", index),
             reference_ids=() if self.max_reference_length is None else self._reference_ids(row, index),
+            context=shown,
         )
 
     def reprompt(self, prompt: Prompt, template: str, **values: Any) -> Ids:
@@ -82,7 +90,7 @@ class Renderer:
         """The row's completion as the student would have sampled it: its text, then the stop token."""
         assert self.max_reference_length is not None
         column = "completion" if row.get("completion") else "privileged_context"
-        text = _context_text(row.get(column), index, column)
+        text = context_text(row.get(column), index, column)
         if text is None:
             raise RowError(
                 f"row {index}: nothing to learn: both `completion` and `privileged_context` are empty: fill one, or "
@@ -98,8 +106,7 @@ class Renderer:
             )
         return ids
 
-    def _teacher_prompt(self, row: Mapping[str, Any], problem: str, index: int) -> Any:
-        context = _context_text(row.get("privileged_context"), index)
+    def _teacher_prompt(self, row: Mapping[str, Any], problem: str, context: str | None, index: int) -> Any:
         if context is None:
             return row["prompt"]
         values = {**row, "prompt": problem, "privileged_context": context}
@@ -142,6 +149,12 @@ class Renderer:
                 "or set overlong='drop' to leave such rows out"
             )
         return ids
+
+
+def template_columns(source: str) -> set[str]:
+    """The columns that a template reads besides `prompt` and `privileged_context`."""
+    names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
+    return names - {"prompt", "privileged_context"}
 
 
 @cache
@@ -190,7 +203,7 @@ def _content_text(message: Mapping[str, Any], index: int) -> str:
     return content
 
 
-def _context_text(context: Any, index: int, column: str = "privileged_context") -> str | None:
+def context_text(context: Any, index: int, column: str = "privileged_context") -> str | None:
     """Privileged context (or another column) as text: messages are joined by line breaks; null and empty are None."""
     if context is None or context == "" or context == []:
         return None

@@ -1,7 +1,7 @@
 """A run: its folder, and the path from a recipe to a table of accuracy before and after.
 
-The folder holds config.yaml, manifest.json, metrics.jsonl, samples.jsonl, eval_before.json, eval_after.json,
-checkpoint-N/, model/ and, when the run is finished, summary.json.
+The folder holds config.yaml, manifest.json, metrics.jsonl, samples.jsonl, alarms.jsonl if there was any,
+eval_before.json, eval_after.json, checkpoint-N/, model/ and, when the run is finished, summary.json.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _MAY_CHANGE = (
     "max_steps", "num_train_epochs", "output_dir", "logging_", "save_", "eval_s", "eval_on", "report_to", "run_name",
     "disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_num_workers", "generation_batch_size",
     "scoring_batch_tokens", "train_batch_tokens", "reward_timeout", "reward_workers", "resume_from_checkpoint", "do_",
+    "on_alarm", "alarms",
 )  # fmt: skip
 """Beginnings of the options that a resumed run may have otherwise."""
 
@@ -66,7 +67,7 @@ class RunFolder:
         checkpoint = self.newest_checkpoint()
         if resume:
             step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "curve.jsonl"):
                 _cut_after_step(self.path / name, step)
         elif self.path.exists() and any(self.path.iterdir()):
             aside = next(
@@ -145,6 +146,7 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
 
     before = _measured(trainer, folder, "eval_before.json", "accuracy before training", step=0)
     trainer.add_callback(RunLog(folder))
+    trainer.on_alarm = lambda alarm: folder.append("alarms.jsonl", [alarm])
     trainer.on_samples = lambda step, samples: folder.append("samples.jsonl", [{"step": step, **s} for s in samples])
     with stop_on_sigterm() as stop:
         trainer.add_callback(stop)
@@ -165,7 +167,9 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     summary = _summary(trainer, before, after)
     if main:
         folder.write("summary.json", summary)
-        if config.push_to_hub:
+        if config.push_to_hub and trainer.stopped_by is not None:
+            logger.warning("not pushed: alarm %s ended training; see summary.json", trainer.stopped_by["rule"])
+        elif config.push_to_hub:
             logger.warning("pushed to %s", push_model(folder.path / "model", config))
     if lock is not None:
         lock.close()
@@ -259,13 +263,13 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
             name: importlib.metadata.version(name)
             for name in ("pbsd", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
         },
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
     made_of = {
         "method": method_name(args),
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
         "processes": trainer.accelerator.num_processes,
-        "options": {key: value for key, value in args.to_dict().items() if not key.startswith(_MAY_CHANGE)},
+        "options": determining_options(args),
         "initial_weights_sha256": weights_hash(trainer.engine.student),
         "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
         "chat_template_sha256": _sha256(str(trainer.engine.tokenizer.chat_template or "")),
@@ -286,6 +290,13 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
             "repeat the command that started it, or leave out --resume to start anew"
         )
     return {**made_of, "sessions": [*(earlier or {"sessions": []})["sessions"], session]}
+
+
+def determining_options(args: RolloutConfig) -> dict[str, Any]:
+    """All options that bear on the result of a run, as JSON has them."""
+    options = {key: value for key, value in args.to_dict().items() if not key.startswith(_MAY_CHANGE)}
+    made: dict[str, Any] = json.loads(json.dumps(options, default=str))
+    return made
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -316,6 +327,8 @@ def _summary(trainer: MethodTrainer, before: Accuracy | None, after: Accuracy | 
         "seconds": round(trainer.train_seconds, 3),
         "steps": trainer.state.global_step,
     }
+    if trainer.stopped_by is not None:
+        summary["stopped_by"] = trainer.stopped_by
     if before is None or after is None:
         return summary
     for key, attribute, value in (
@@ -339,7 +352,7 @@ def _greedy(problem: ProblemResult) -> float:
     return math.nan if problem.greedy_correct is None else float(problem.greedy_correct)
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Of the working folder, with `+changes` when it is not clean; None outside a checkout."""
     try:
         revision = subprocess.run(

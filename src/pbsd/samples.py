@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from pbsd.config import TeacherSamplesConfig
 from pbsd.config.imitation import Normalization
+from pbsd.diagnostics.text import leaks
 from pbsd.engine import Engine, group_by_prompt
 from pbsd.records import Batch, Metrics, Pair, Prompt, Rollout
 from pbsd.scoring import Scores, ScoringGroup, score, score_frozen
@@ -57,9 +60,10 @@ def likelihood_weight(batch: Batch, indices: Sequence[int], normalization: Norma
 def likelihood_loss(
     engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int], normalization: Normalization
 ) -> Loss:
-    """-log pi(y) of the rollouts, summed over all tokens (`token`), or their means over tokens summed (`sequence`)."""
+    """-log pi(y) of the rollouts, summed over all tokens (`token`), or their means over tokens summed (`sequence`),
+    each rollout's times its weight."""
     used, scores = score_student(engine, model, batch, indices)
-    nll_B = -scores.sequence_logprobs_B
+    nll_B = -scores.sequence_logprobs_B * scores.logprobs_BT.new_tensor([batch.rollouts[i].weight for i in used])
     loss_B = nll_B if normalization == "token" else nll_B / scores.mask_BT.sum(-1)
     metrics = Metrics()
     metrics.observe("loss/nll", (-scores.logprobs_BT)[scores.mask_BT.bool()].tolist())
@@ -69,11 +73,42 @@ def likelihood_loss(
     return loss_B.sum(), metrics, samples
 
 
+def guard_leakage(rollouts: Sequence[Rollout], args: TeacherSamplesConfig) -> tuple[list[Rollout], Metrics]:
+    """The rollouts, with weights below 1 for teacher samples that cite the context, and how many those were."""
+    metrics = Metrics()
+    if args.leakage_guard == "off":
+        return list(rollouts), metrics
+    weight = 0.0 if args.leakage_guard == "drop" else args.leakage_weight
+    guarded = [
+        replace(rollout, weight=weight)
+        if rollout.role == "teacher" and leaks(rollout.text, args.leakage_phrases or [])
+        else rollout
+        for rollout in rollouts
+    ]
+    what = "dropped" if args.leakage_guard == "drop" else "downweighted"
+    metrics.count(f"teacher/leaking_{what}", sum(rollout.weight < 1 for rollout in guarded))
+    return guarded, metrics
+
+
+def pair_weight(rollouts: Sequence[Rollout], pair: Pair) -> float:
+    """What the terms of a pair in the loss are multiplied by."""
+    return rollouts[pair.chosen].weight * rollouts[pair.rejected].weight
+
+
 def observe_student(metrics: Metrics, batch: Batch, used: Sequence[int], scores: Scores) -> None:
-    """Entropy on the student's own samples (on the dataset's completions where it samples none), and how far their
-    scores lie from those the sampler recorded."""
+    """Entropy on the student's own samples (on the dataset's completions where it samples none), how far their scores
+    lie from those the sampler recorded, and `teacher/kl_teacher_student`: log T - log pi of the teacher's samples, in
+    nats per completion. Its mean is KL(T || pi) where all samples at temperature 1 are learnt from; where pairs or
+    rewards choose among them, it is that of the chosen ones.
+    """
     rows = [row for row, index in enumerate(used) if batch.rollouts[index].role != "teacher"]
+    taught = [row for row, index in enumerate(used) if batch.rollouts[index].role == "teacher"]
     logprobs, lengths = scores.token_lists(), scores.mask_BT.sum(-1)
+    if taught:
+        metrics.observe(
+            "teacher/kl_teacher_student",
+            (math.fsum(batch.rollouts[used[row]].sampler_logprobs) - math.fsum(logprobs[row]) for row in taught),
+        )
     entropy_B = scores.entropy_BT.sum(-1) / lengths
     metrics.observe("health/student_entropy", (entropy_B[row].item() for row in rows))
     for row in rows:
@@ -86,16 +121,20 @@ def observe_student(metrics: Metrics, batch: Batch, used: Sequence[int], scores:
 def observe_pair(
     metrics: Metrics, batch: Batch, pair: Pair, ratios: tuple[float, float], margin: float, *, against: str
 ) -> None:
-    """Margin, log-ratios to the teacher or the reference (`against`), and agreement with the rewards."""
+    """Margin, log-ratios to the teacher or the reference (`against`), lengths, and agreement with the rewards."""
+    chosen, rejected = batch.rollouts[pair.chosen], batch.rollouts[pair.rejected]
     metrics.observe("pairs/margin", [margin])
     metrics.observe("pairs/saturated", [abs(margin) > 4.0])
     metrics.observe(f"{against}/log_ratio_chosen", [ratios[0]])
     metrics.observe(f"{against}/log_ratio_rejected", [ratios[1]])
-    rewards = batch.rollouts[pair.chosen].reward, batch.rollouts[pair.rejected].reward
-    if rewards[0] is not None and rewards[1] is not None:
-        metrics.observe("pairs/reward_gap", [rewards[0] - rewards[1]])
-        if rewards[0] != rewards[1]:
-            metrics.observe("pairs/accuracy", [(margin > 0) == (rewards[0] > rewards[1])])
+    metrics.count(f"pairs/{chosen.role}_over_{rejected.role}")
+    metrics.observe("pairs/length_gap", [len(chosen.completion_ids) - len(rejected.completion_ids)])
+    if chosen.reward is not None and rejected.reward is not None:
+        metrics.observe("pairs/reward_chosen", [chosen.reward])
+        metrics.observe("pairs/reward_rejected", [rejected.reward])
+        metrics.observe("pairs/reward_gap", [chosen.reward - rejected.reward])
+        if chosen.reward != rejected.reward:
+            metrics.observe("pairs/accuracy", [(margin > 0) == (chosen.reward > rejected.reward)])
 
 
 def rollout_record(batch: Batch, index: int, **figures: Any) -> dict[str, Any]:
@@ -121,7 +160,7 @@ def _problem(batch: Batch, index: int) -> dict[str, Any]:
     return {
         "row": prompt.row,
         "prompt": prompt.prompt,
-        "privileged_context": prompt.columns.get("privileged_context"),
+        "privileged_context": prompt.context,
     }
 
 
@@ -132,5 +171,6 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "reward": rollout.reward,
         "tokens": len(rollout.completion_ids),
         "finished": rollout.finished,
+        "weight": rollout.weight,
         **{name: getattr(rollout, name) for name in ("temperature", "top_p", "top_k", "min_p")},
     }

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
+from pbsd.diagnostics.alarms import Alarm, AlarmMonitor
+from pbsd.diagnostics.style import StyleGap
 from pbsd.engine import Engine
 from pbsd.evaluate.accuracy import Accuracy, measure_accuracy
 from pbsd.hub import MODEL_CARD_TAGS, write_model_card
@@ -41,6 +44,8 @@ class MethodTrainer(Trainer):
         generated_tokens: tokens sampled for training so far, student's and teacher's, over all processes.
         train_seconds: time spent training, over all sessions of a resumed run.
         on_samples: called on the main process with each step's number and sample records.
+        on_alarm: called on the main process with the record of an alarm that begins.
+        stopped_by: the record of the alarm that ended training, with `on_alarm: stop`.
     """
 
     args: RolloutConfig
@@ -79,6 +84,10 @@ class MethodTrainer(Trainer):
         self.generated_tokens = 0
         self.train_seconds = 0.0
         self.on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None
+        self.on_alarm: Callable[[dict[str, Any]], None] | None = None
+        self.stopped_by: dict[str, Any] | None = None
+        self._alarms = AlarmMonitor(args.alarm_thresholds, args.alarm_window)
+        self._style_gap = StyleGap()
         self._metrics = Metrics()
         self._samples: list[dict[str, Any]] = []
         self._step_started = time.monotonic()
@@ -169,9 +178,45 @@ class MethodTrainer(Trainer):
             logs.update(sorted(metrics.summary().items()))
             logs["tokens/generated_total"] = self.generated_tokens
             logs["time/train_seconds"] = self.train_seconds
+            self._diagnose(logs, samples)
             if self.on_samples and self.is_world_process_zero():
                 self.on_samples(self.state.global_step, samples)
         super().log(logs, start_time)
+
+    def _diagnose(self, logs: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        """Adds what is known of several steps only: the style gap, and how many alarm rules fire."""
+        self._style_gap.observe(samples)
+        if "pairs/margin" in logs:
+            logs["pairs/style_gap"] = self._style_gap.auc()
+        for alarm in self._alarms.observe(self.state.global_step, logs):
+            self._raise_alarm(alarm)
+        logs["health/alarms"] = len(self._alarms.firing)
+
+    def _raise_alarm(self, alarm: Alarm) -> None:
+        """Log an alarm and hand it on; with `on_alarm: stop`, the first ends training after this step."""
+        healthy = self._newest_checkpoint(alarm.healthy_until)
+        record = {**asdict(alarm), "healthy_checkpoint": healthy and healthy.name}
+        stops = self.args.on_alarm == "stop"
+        if stops and self.stopped_by is None:
+            self.stopped_by = record
+            self.control.should_training_stop = True
+        if self.is_world_process_zero():
+            logger.warning(
+                "step %d, alarm %s: %s %s; %s",
+                alarm.step,
+                alarm.rule,
+                alarm.message,
+                "Training stops" if stops else "Training goes on",
+                f"the last checkpoint from before is {healthy}" if healthy else "there is no checkpoint from before",
+            )
+            if self.on_alarm:
+                self.on_alarm(record)
+
+    def _newest_checkpoint(self, until: int) -> Path | None:
+        """The newest whole checkpoint of step `until` or before."""
+        folders = Path(self.args.output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+        steps = {int(file.parent.name.rpartition("-")[2]): file.parent for file in folders}
+        return steps.get(max((step for step in steps if step <= until), default=-1))
 
     def evaluate(
         self,
@@ -202,6 +247,8 @@ class MethodTrainer(Trainer):
                 "method": self.method.state_dict(),
                 "generated_tokens": self.generated_tokens,
                 "train_seconds": self.train_seconds,
+                "alarms": self._alarms.state_dict(),
+                "style_gap": self._style_gap.state_dict(),
             }
             torch.save(state, Path(output_dir) / METHOD_STATE)
 
@@ -215,9 +262,17 @@ class MethodTrainer(Trainer):
             self.method.load_state_dict(state["method"])
             self.generated_tokens = state["generated_tokens"]
             self.train_seconds = state["train_seconds"]
+            self._alarms.load_state_dict(state["alarms"])
+            self._style_gap.load_state_dict(state["style_gap"])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A save that fails (a full disk, say) is undone and reported; training and the older checkpoints go on."""
+        """A save that fails (a full disk, say) is undone and reported; training and the older checkpoints go on.
+
+        The step at which an alarm stopped training is not saved: that could delete the healthy checkpoint, and a
+        resumed run comes back to the alarm from the checkpoint before, and to the same end.
+        """
+        if self.stopped_by is not None:
+            return
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)

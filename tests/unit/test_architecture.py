@@ -12,9 +12,11 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
     "theory",
-    "records", "losses", "pairs", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards", "lab", "render",
+    "records", "losses", "pairs", "diagnostics", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards",
+    "lab", "render", "benchmarks",
     "data", "engine", "samples", "distillation", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress",
-    "run", "pilot", "advise", "figures", "theory_commands", "inspect_recipe", "cli",
+    "run", "compare", "evaluation", "pilot", "advise", "figures", "theory_commands", "memory", "inspect_recipe",
+    "weightless", "report", "cli",
 ]  # fmt: skip
 
 
@@ -63,7 +65,7 @@ def test_methods_do_not_import_each_other():
             assert not name.startswith("pbsd.methods") or name.startswith("pbsd.methods.method."), path.name
 
 
-@pytest.mark.parametrize("package", ["peft", "math_verify", "matplotlib"])
+@pytest.mark.parametrize("package", ["peft", "math_verify", "matplotlib", "reasoning_gym"])
 def test_an_optional_package_is_imported_late(package):
     for path, _ in modules():
         top = [

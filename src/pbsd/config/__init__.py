@@ -1,6 +1,6 @@
 """Options: one dataclass per method; names follow TRL's where it has one, defaults the method's publication or TRL."""
 
-from pbsd.config.base import RolloutConfig, TeacherConfig
+from pbsd.config.base import RolloutConfig, TeacherConfig, TeacherSamplesConfig
 from pbsd.config.distillation import DistillationConfig, OPSDConfig, SDFTConfig, SDPOConfig
 from pbsd.config.imitation import ImitationConfig, RFTConfig, SFTConfig
 from pbsd.config.pbsd import PBSDConfig
@@ -19,4 +19,5 @@ __all__ = [
     "SDPOConfig",
     "SFTConfig",
     "TeacherConfig",
+    "TeacherSamplesConfig",
 ]

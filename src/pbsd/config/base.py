@@ -8,8 +8,14 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
+from pbsd.diagnostics.alarms import RULES, resolve_thresholds
+from pbsd.diagnostics.text import check_phrases
 from pbsd.rollouts.sampler import SamplingParams
 from pbsd.teacher import TeacherKind
+
+ContextArm = Literal["paired", "shuffled", "none"]
+"""Which context the teacher is shown: its row's, another row's, or nothing."""
+LeakageGuard = Literal["off", "drop", "downweight"]
 
 DEFAULT_TEACHER_TEMPLATE = "{{ prompt }}\n\n{{ privileged_context }}"
 
@@ -35,6 +41,7 @@ class RolloutConfig(TrainingArguments):
         "generation_kwargs",
         "model_init_kwargs",
         "chat_template_kwargs",
+        "alarms",
     ]
 
     output_dir: str | None = option("runs/pbsd", "The run folder.")
@@ -93,6 +100,26 @@ class RolloutConfig(TrainingArguments):
     num_generations_eval: int = option(8, "Completions per held-out problem: accuracy is avg@k at T = 1.")
     eval_seed: int = option(1234, "Seed of evaluation samples, the same before and after training.")
 
+    leakage_phrases: list[str] | None = option(
+        None,
+        "Regular expressions, case ignored, that count as citing the context beside those of pbsd.diagnostics.text.",
+    )
+    alarms: dict[str, Any] | str | None = option(
+        None,
+        "Thresholds of the collapse alarms as JSON {rule: threshold}, null switches a rule off. Rules, where {} stands "
+        "for the threshold, and defaults: "
+        + "; ".join(f"{name}, {rule.meaning} ({rule.threshold:g})" for name, rule in RULES.items())
+        + ".",
+    )
+    alarm_window: int = option(
+        20, "Logs that a rule looks at, at least 5. A rule that compares with the start is silent for two windows."
+    )
+    on_alarm: Literal["warn", "stop"] = option(
+        "warn",
+        "warn: log the alarm and write it to alarms.jsonl; stop: also end training, without saving the last step, and "
+        "name the last healthy checkpoint, the newest from before the alarm's window.",
+    )
+
     def __post_init__(self) -> None:
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "accuracy", True
@@ -111,11 +138,44 @@ class RolloutConfig(TrainingArguments):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.sampling_params()
+        check_phrases(self.leakage_phrases or [])
+        self._check_alarms()
         if "{prompt}" in self.teacher_prompt_template.replace("{{prompt}}", ""):
             raise ValueError(
                 "teacher_prompt_template is a Jinja template: write {{ prompt }} and {{ privileged_context }}, "
                 f"not {{prompt}}; got {self.teacher_prompt_template!r}"
             )
+
+    def _check_alarms(self) -> None:
+        resolve_thresholds(as_dict(self.alarms))
+        if self.alarm_window < 5:
+            raise ValueError(f"alarm_window must be at least 5, got {self.alarm_window}")
+        if self.on_alarm == "warn":
+            return
+        if self.save_strategy == "no":
+            raise ValueError("on_alarm='stop' keeps the last healthy checkpoint, but save_strategy='no' saves none")
+        if self.save_total_limit is None:
+            return
+        by_steps = (
+            self.save_strategy == self.logging_strategy == "steps" and min(self.save_steps, self.logging_steps) >= 1
+        )
+        reach = (self.save_total_limit - 1) * self.save_steps if by_steps else 0
+        if reach < self.alarm_window * self.logging_steps:
+            raise ValueError(
+                "on_alarm='stop' keeps the newest checkpoint from before the alarm's window, which may be deleted by "
+                f"then with save_total_limit={self.save_total_limit}: (save_total_limit - 1) * save_steps must be at "
+                "least alarm_window * logging_steps, all in steps; raise save_total_limit or set it to null"
+            )
+
+    @property
+    def alarm_thresholds(self) -> dict[str, float]:
+        """The rules that are on."""
+        return resolve_thresholds(as_dict(self.alarms))
+
+    @property
+    def context_arm(self) -> ContextArm:
+        """Which context the teacher is shown."""
+        return "paired"
 
     def sampling_params(self, *, temperature: float | None = None) -> SamplingParams:
         """Training's sampling parameters; with `temperature`, evaluation's (no truncation)."""
@@ -164,9 +224,20 @@ class TeacherConfig(RolloutConfig):
     teacher_refresh_margin: float | None = option(
         None, "refreshed: copy only if the student's mean reward leads the teacher's by this much since the last check."
     )
+    context: ContextArm = option(
+        "paired",
+        "Control arms. paired: the teacher sees its row's privileged_context; shuffled: that of another row, never an "
+        "equal one, in an order drawn by `seed` (rows without one stay without; other columns that the template reads "
+        "stay the row's own); none: nothing but the problem. Held-out rows are always paired: no teacher reads them.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.context != "paired" and not self.reads_context:
+            raise ValueError(
+                f"context={self.context!r} is for a teacher that reads privileged_context, which with these options "
+                f"of {type(self).__name__} none does: leave it out"
+            )
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must lie in [0, 1] and is the weight of the old average, got {self.ema_decay}")
         if self.teacher_refresh_steps < 1:
@@ -194,6 +265,10 @@ class TeacherConfig(RolloutConfig):
         return True
 
     @property
+    def context_arm(self) -> ContextArm:
+        return self.context
+
+    @property
     def samples_both(self) -> bool:
         """Whether both roles sample, so that a refresh rule can compare their rewards."""
         return False
@@ -202,6 +277,33 @@ class TeacherConfig(RolloutConfig):
     def uses_rewards(self) -> bool:
         """Whether the reward shapes the target; without it the fixed point is the teacher itself (DESIGN 2.6)."""
         return False
+
+
+@dataclass
+class TeacherSamplesConfig(TeacherConfig):
+    """Options of methods that learn from the teacher's samples."""
+
+    leakage_guard: LeakageGuard = option(
+        "off",
+        "Teacher samples that cite the context instead of solving (pbsd.diagnostics.text.LEAKS, `leakage_phrases`). "
+        "drop: they are in no pair and in no loss; downweight: their terms in the loss are multiplied by "
+        "leakage_weight, a pair's by both its sides' weights, and what the sum is divided by stays. Both are counted.",
+    )
+    leakage_weight: float = option(0.1, "downweight: weight of a teacher sample that cites the context, below 1.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.leakage_weight < 1:
+            raise ValueError(f"leakage_weight must lie in (0, 1), got {self.leakage_weight}: for 0 choose drop")
+        if self.leakage_guard != "off" and not self.learns_from_teacher:
+            raise ValueError(
+                f"leakage_guard={self.leakage_guard!r} looks at the teacher's samples, and none are drawn: leave it out"
+            )
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the teacher samples."""
+        raise NotImplementedError
 
 
 def _choices(cls: type) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pbsd.config.base import RolloutConfig, TeacherConfig, option
+from pbsd.config.base import RolloutConfig, TeacherSamplesConfig, option
 from pbsd.teacher import TeacherKind
 
 Normalization = Literal["token", "sequence"]
@@ -23,7 +23,7 @@ class ImitationConfig(RolloutConfig):
 
 
 @dataclass
-class RFTConfig(ImitationConfig, TeacherConfig):
+class RFTConfig(ImitationConfig, TeacherSamplesConfig):
     """Options of rejection fine-tuning (arXiv 2308.01825): likelihood of rewarded samples, here drawn afresh at every
     step. A sample is kept when its reward is at least `success_threshold`."""
 
@@ -47,6 +47,10 @@ class RFTConfig(ImitationConfig, TeacherConfig):
 
     @property
     def reads_context(self) -> bool:
+        return self.learns_from_teacher
+
+    @property
+    def learns_from_teacher(self) -> bool:
         return self.rft_source != "student"
 
     @property

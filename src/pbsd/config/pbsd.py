@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pbsd.config.base import TeacherConfig, as_dict, option
+from pbsd.config.base import TeacherSamplesConfig, as_dict, option
 from pbsd.losses.preference import PreferenceLoss
 from pbsd.losses.projection import KLGradient
 from pbsd.pairs import Pairing, PairPolicy
@@ -17,7 +17,7 @@ SCHEDULED = (*(f"{name}_coef" for name in PROJECTIONS), "nll_coef", "reward_scal
 
 
 @dataclass
-class PBSDConfig(TeacherConfig):
+class PBSDConfig(TeacherSamplesConfig):
     """Options of Preference-Based Self-Distillation (arXiv 2605.05040; mathematics in docs/paper_map.md).
 
     The target is P* proportional to T exp(reward_scale * r / beta). Four projections of it can be mixed: the loss is
@@ -31,7 +31,7 @@ class PBSDConfig(TeacherConfig):
     pairing="cross", pair_policy="all", nll_coef=0.
     """
 
-    _VALID_DICT_FIELDS = [*TeacherConfig._VALID_DICT_FIELDS, "coef_schedule"]
+    _VALID_DICT_FIELDS = [*TeacherSamplesConfig._VALID_DICT_FIELDS, "coef_schedule"]
     _how_to_use_rewards: ClassVar[str] = "loss_type='bradley_terry' or a pair_policy that reads rewards, or "
 
     beta: float = option(0.1, "Strength of the pull to the teacher; the tilt is reward_scale / beta.")
@@ -90,6 +90,12 @@ class PBSDConfig(TeacherConfig):
                 "pairing='all' and imitation_coef=0"
             )
 
+        if self.leakage_guard == "downweight" and self.may_use("group"):
+            raise ValueError(
+                "leakage_guard='downweight' has no meaning for group_coef, whose variance weighs its samples alike: "
+                "choose drop, or group_coef=0"
+            )
+
     def may_use(self, projection: str) -> bool:
         """Whether the coefficient of a projection (or of `nll`) is positive at any step."""
         name = f"{projection}_coef"
@@ -102,8 +108,12 @@ class PBSDConfig(TeacherConfig):
         return getattr(self, name) if points is None else _interpolate(points, step)
 
     @property
-    def samples_both(self) -> bool:
+    def learns_from_teacher(self) -> bool:
         return self.num_teacher_generations > 0
+
+    @property
+    def samples_both(self) -> bool:
+        return self.learns_from_teacher
 
     @property
     def uses_pairs(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from pbsd.config import RolloutConfig
+from pbsd.diagnostics.rollouts import sample_metrics
 from pbsd.engine import Engine, rollout_metrics
 from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
 
@@ -57,7 +58,9 @@ class EngineMethod(Generic[Config]):
                 engine.gather([r.reward for r in rollouts if r.role == "student" and r.reward is not None]),
                 engine.gather([r.reward for r in rollouts if r.role == "teacher" and r.reward is not None]),
             )
-        return rollouts, rollout_metrics(rollouts, scores)
+        metrics = rollout_metrics(rollouts, scores)
+        metrics.merge(sample_metrics(prompts, rollouts, args.leakage_phrases or []))
+        return rollouts, metrics
 
     def after_step(self, step: int) -> None:
         if self.teacher is not None:

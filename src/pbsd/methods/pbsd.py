@@ -25,7 +25,17 @@ from pbsd.losses.projection import direct_loss, imitation_loss
 from pbsd.methods.method import EngineMethod
 from pbsd.pairs import make_pairs
 from pbsd.records import Batch, Metrics, Prompt, Role
-from pbsd.samples import Loss, no_loss, observe_pair, observe_student, pair_record, rollout_record, student_rows
+from pbsd.samples import (
+    Loss,
+    guard_leakage,
+    no_loss,
+    observe_pair,
+    observe_student,
+    pair_record,
+    pair_weight,
+    rollout_record,
+    student_rows,
+)
 from pbsd.scoring import Scores, score
 from pbsd.teacher import Teacher
 
@@ -41,6 +51,8 @@ class PBSD(EngineMethod[PBSDConfig]):
         args, engine = self.args, self.engine
         counts: dict[Role, int] = {"teacher": args.num_teacher_generations, "student": args.num_generations}
         rollouts, metrics = self.sample(prompts, {role: n for role, n in counts.items() if n}, step)
+        rollouts, guard_metrics = guard_leakage(rollouts, args)
+        metrics.merge(guard_metrics)
         rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=args.reuse_sampler_logprobs)
         metrics.merge(scoring_metrics)
         batch = Batch(tuple(prompts), tuple(rollouts))
@@ -52,8 +64,10 @@ class PBSD(EngineMethod[PBSDConfig]):
                 needs_rewards=args.loss_type != "logistic",
                 keep_ties=args.keep_ties,
             )
-            batch = replace(batch, pairs=tuple(pairs))
-            metrics.count("pairs/kept", len(pairs))
+            solved = [pair for pair in pairs if pair_weight(rollouts, pair)]
+            batch = replace(batch, pairs=tuple(solved))
+            metrics.count("pairs/kept", len(solved))
+            metrics.count("pairs/dropped_leaking", len(pairs) - len(solved))
             for reason in ("dropped_unjudged", "dropped_incorrect", "dropped_not_improving", "dropped_tie", "swapped"):
                 metrics.count(f"pairs/{reason}", dropped[reason])
         for name in args.coef_schedule or ():
@@ -67,7 +81,7 @@ class PBSD(EngineMethod[PBSDConfig]):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         coefs = self._coefs(batch)
         if any(coefs[name] for name in PROJECTIONS[1:]):
-            indices = list(range(len(batch.rollouts)))
+            indices = [index for index, rollout in enumerate(batch.rollouts) if rollout.weight]
         else:
             indices = sorted({index for pair in batch.pairs for index in (pair.chosen, pair.rejected)})
         if not indices:
@@ -108,7 +122,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         chosen_B, rejected_B = rows.pair_rows()
         labels_B = rows.policy_B.new_tensor([pair.label for pair in rows.batch.pairs])
         smoothing_B = (1.0 - labels_B) + self.args.label_smoothing * (2.0 * labels_B - 1.0)
-        return preference_loss(
+        return rows.pair_weight_B * preference_loss(
             rows.policy_B[chosen_B],
             rows.policy_B[rejected_B],
             rows.teacher_B[chosen_B],
@@ -123,7 +137,7 @@ class PBSD(EngineMethod[PBSDConfig]):
 
     def _nll(self, rows: _Rows) -> Tensor:
         chosen_B, _ = rows.pair_rows()
-        return (-rows.policy_B / rows.scores.mask_BT.sum(-1))[chosen_B]
+        return rows.pair_weight_B * (-rows.policy_B / rows.scores.mask_BT.sum(-1))[chosen_B]
 
     def _group(self, rows: _Rows) -> Tensor:
         rows_PG, mask_PG = rows.by_prompt(rows.judged(), at_least=2)
@@ -139,7 +153,7 @@ class PBSD(EngineMethod[PBSDConfig]):
     def _imitation(self, rows: _Rows) -> Tensor:
         rows_PG, mask_PG = rows.by_prompt(rows.judged("teacher"), at_least=1)
         return imitation_loss(
-            rows.policy_B[rows_PG],
+            (rows.weight_B * rows.policy_B)[rows_PG],  # linear in it: each sample's share of the term
             rows.reward_B[rows_PG],
             mask_PG,
             beta=self.args.beta,
@@ -198,7 +212,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         teacher = [0] * len(batch.prompts)
         own = 0
         for rollout in batch.rollouts:
-            if rollout.reward is not None:
+            if rollout.reward is not None and rollout.weight:
                 judged[rollout.prompt] += 1
                 teacher[rollout.prompt] += rollout.role == "teacher"
                 own += rollout.role == "student"
@@ -246,6 +260,14 @@ class _Rows:
     def reward_B(self) -> Tensor:
         rewards = [self.batch.rollouts[index].reward for index in self.used]
         return self.policy_B.new_tensor([float("nan") if reward is None else reward for reward in rewards])
+
+    @property
+    def weight_B(self) -> Tensor:
+        return self.policy_B.new_tensor([self.batch.rollouts[index].weight for index in self.used])
+
+    @property
+    def pair_weight_B(self) -> Tensor:
+        return self.policy_B.new_tensor([pair_weight(self.batch.rollouts, pair) for pair in self.batch.pairs])
 
     def pair_rows(self) -> tuple[Tensor, Tensor]:
         """Rows of the chosen and of the rejected side of every pair."""

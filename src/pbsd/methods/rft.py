@@ -1,7 +1,8 @@
 """Rejection fine-tuning, RFT (arXiv 2308.01825): the likelihood of rewarded samples.
 
 The publication samples once from a frozen model; here student, teacher or both are sampled afresh at every step.
-Samples of reward at least `success_threshold` are kept, equal ones of a prompt once.
+Samples of reward at least `success_threshold` are kept, equal ones of a prompt once; `leakage_guard` drops or weighs
+down those of the teacher that cite its context.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 from pbsd.config import RFTConfig
 from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Metrics, Prompt, Role
-from pbsd.samples import Loss, likelihood_loss, likelihood_weight, no_loss
+from pbsd.samples import Loss, guard_leakage, likelihood_loss, likelihood_weight, no_loss
 
 
 class RFT(EngineMethod[RFTConfig]):
@@ -23,11 +24,15 @@ class RFT(EngineMethod[RFTConfig]):
         if args.rft_source != "both":
             counts = {args.rft_source: counts[args.rft_source]}
         rollouts, metrics = self.sample(prompts, counts, step)
+        rollouts, guard_metrics = guard_leakage(rollouts, args)
+        metrics.merge(guard_metrics)
         batch = Batch(tuple(prompts), tuple(rollouts))
         rewarded = sum(self._is_rewarded(batch, index) for index in range(len(rollouts)))
+        leaking = sum(self._is_rewarded(batch, index) for index, rollout in enumerate(rollouts) if not rollout.weight)
         metrics.observe("reward/kept", [len(self.kept(batch)) / len(rollouts)])
         metrics.count("reward/dropped_unrewarded", len(rollouts) - rewarded)
-        metrics.count("reward/dropped_duplicate", rewarded - len(self.kept(batch)))
+        metrics.count("reward/dropped_leaking", leaking)
+        metrics.count("reward/dropped_duplicate", rewarded - leaking - len(self.kept(batch)))
         return batch, metrics
 
     def kept(self, batch: Batch) -> list[int]:
@@ -35,7 +40,7 @@ class RFT(EngineMethod[RFTConfig]):
         seen, kept = set(), []
         for index, rollout in enumerate(batch.rollouts):
             identity = (rollout.prompt, rollout.completion_ids)
-            if self._is_rewarded(batch, index) and not (self.args.deduplicate and identity in seen):
+            if rollout.weight and self._is_rewarded(batch, index) and not (self.args.deduplicate and identity in seen):
                 seen.add(identity)
                 kept.append(index)
         return kept
