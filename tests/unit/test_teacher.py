@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import tiny_model
 from peft import LoraConfig, get_peft_model
 
 from pbsd.teacher import Teacher
@@ -75,7 +76,6 @@ def test_refresh_rule_asks_for_a_lead(model):
 
 
 def test_external_is_another_model(model, tokenizer):
-    from conftest import tiny_model
 
     other = tiny_model(tokenizer, seed=1)
     teacher = Teacher("external", model, external=other)

@@ -6,13 +6,13 @@ import warnings
 from contextlib import contextmanager
 
 import pytest
-from folders import pair, sample, write_run
 
 from pbsd.report.commands import report
 from pbsd.report.elements import Section
 from pbsd.report.explorer import explorer
 from pbsd.report.page import render
 from pbsd.report.runs import read_run
+from web.folders import pair, sample, write_run
 
 WATCH = """
 window.violations = [];

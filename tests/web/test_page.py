@@ -4,10 +4,10 @@ import itertools
 import re
 
 import pytest
-from folders import pair, sample, write_run, write_study
 
 from pbsd.report.elements import Section
 from pbsd.report.page import render
+from web.folders import pair, sample, write_run, write_study
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

@@ -5,7 +5,6 @@ import json
 import math
 
 import pytest
-from folders import AFTER, pair, sample, write_run, write_study
 
 from pbsd.report.commands import report
 from pbsd.report.elements import short, visible
@@ -16,6 +15,7 @@ from pbsd.report.runs import difference, read_run
 from pbsd.report.sections import sections
 from pbsd.report.study import read_study
 from pbsd.report.trials import Point, Trial, band, final_accuracy, run_labels, run_trials
+from web.folders import AFTER, pair, sample, write_run, write_study
 
 
 def test_intervals_are_those_derived_by_hand(tmp_path):
