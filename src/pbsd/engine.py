@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
 from pbsd.config import RolloutConfig
-from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 from pbsd.render import Renderer
 from pbsd.rollouts import Sampler, SampleRequest, SamplingParams
 from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen
@@ -172,11 +172,7 @@ def group_by_prompt(
 def rollout_metrics(rollouts: Sequence[Rollout], scores: rewards.Scores) -> Metrics:
     """Rewards, lengths, truncation and outcomes by role: what any method logs of its samples."""
     metrics = Metrics()
-    roles: tuple[Role, ...] = ("student", "teacher")
-    for role in roles:
-        own = [rollout for rollout in rollouts if rollout.role == role]
-        if not own:
-            continue
+    for role, own in sampled_by_role(rollouts):
         metrics.observe(f"reward/{role}", (rollout.reward for rollout in own if rollout.reward is not None))
         metrics.observe(f"tokens/{role}_length", (len(rollout.completion_ids) for rollout in own))
         metrics.observe(f"tokens/{role}_truncated", (not rollout.finished for rollout in own))

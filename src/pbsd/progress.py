@@ -39,36 +39,63 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-class ProgressBar(TrainerCallback):
-    """Step, loss, rewards of student and teacher samples, margin, tokens per second and time left."""
+class LiveLine:
+    """A bar with figures and the time left; where there is no terminal, a plain line every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str, *, bar_from_width: int) -> None:
+        self.unit = unit
         self.console = console()
         self.progress = Progress(
-            TextColumn("step"),
+            TextColumn(unit),
             MofNCompleteColumn(),
-            *([BarColumn(bar_width=20)] if self.console.width >= 110 else []),
+            *([BarColumn(bar_width=20)] if self.console.width >= bar_from_width else []),
             TextColumn("{task.fields[figures]}"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task: Any = None
+        self.last_line = -math.inf
+
+    @property
+    def started(self) -> bool:
+        return bool(self.progress.tasks)
+
+    def start(self, total: int, completed: int) -> None:
+        self.progress.add_task(self.unit, total=total, completed=completed, figures="")
+        self.progress.start()
+
+    def update(self, completed: int, figures: str) -> None:
+        (task,) = self.progress.tasks
+        self.progress.update(task.id, completed=completed, figures=figures)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line > _PLAIN_LINE_EVERY:
+            self.last_line = now
+            left = "-" if task.time_remaining is None else f"{task.time_remaining:.0f} s"
+            self.console.print(f"{self.unit} {completed}/{task.total:.0f}  {figures}  left {left}", soft_wrap=True)
+
+    def stop(self) -> None:
+        """Give the terminal back, also after an interrupt."""
+        self.progress.stop()
+
+
+class ProgressBar(TrainerCallback):
+    """Step, loss, rewards of student and teacher samples, margin, tokens per second and time left."""
+
+    def __init__(self) -> None:
+        self.line = LiveLine("step", bar_from_width=110)
         self.clock = time.monotonic()
         self.tokens = 0.0
-        self.last_line = -math.inf
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
-            self.progress.start()
+            self.line.start(state.max_steps, state.global_step)
             self.clock = time.monotonic()
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        if self.task is None or not logs or "loss" not in logs:
+        if not self.line.started or not logs or "loss" not in logs:
             return
         now, total = time.monotonic(), logs.get("tokens/generated_total", 0.0)
         rate = (total - self.tokens) / max(now - self.clock, 1e-9) if self.tokens else math.nan
@@ -78,16 +105,10 @@ class ProgressBar(TrainerCallback):
             f"teacher {_figure(logs, 'reward/teacher')} margin {_figure(logs, 'pairs/margin', '+.2f')} "
             f"{'-' if math.isnan(rate) else f'{rate:.0f}'} tok/s"
         )
-        self.progress.update(self.task, completed=state.global_step, figures=figures)
-        if not self.console.is_terminal and now - self.last_line > _PLAIN_LINE_EVERY:
-            self.last_line = now
-            remaining = self.progress.tasks[0].time_remaining
-            left = "-" if remaining is None else f"{remaining:.0f} s"
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {figures}  left {left}", soft_wrap=True)
+        self.line.update(state.global_step, figures)
 
     def close(self) -> None:
-        """Give the terminal back, also after an interrupt."""
-        self.progress.stop()
+        self.line.stop()
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close()

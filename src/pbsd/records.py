@@ -8,7 +8,7 @@ L prompt and completion tokens, V vocabulary. Log-probabilities are natural and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -85,6 +85,14 @@ class Rollout:
         """log T(y|x,c), summed over the completion."""
         assert len(self.teacher_logprobs) == len(self.completion_ids), "rollout has not been scored by the teacher"
         return math.fsum(self.teacher_logprobs)
+
+
+def sampled_by_role(rollouts: Sequence[Rollout]) -> Iterator[tuple[Role, list[Rollout]]]:
+    """The student's and the teacher's samples, of those that have any."""
+    roles: tuple[Role, ...] = ("student", "teacher")
+    for role in roles:
+        if own := [rollout for rollout in rollouts if rollout.role == role]:
+            yield role, own
 
 
 @dataclass(frozen=True, slots=True)

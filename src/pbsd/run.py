@@ -35,6 +35,7 @@ from pbsd.hub import push_model, write_model_card
 from pbsd.methods import method_name
 from pbsd.progress import ProgressBar, status
 from pbsd.recipe import RunArguments, dump_recipe
+from pbsd.strict_json import strict
 from pbsd.trainer import METHOD_STATE, MethodTrainer
 
 logger = logging.getLogger(__name__)
@@ -107,13 +108,13 @@ class RunFolder:
 
     def append(self, name: str, records: list[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_strict(record), ensure_ascii=False) + "\n" for record in records)
+            file.writelines(json.dumps(strict(record), ensure_ascii=False) + "\n" for record in records)
 
     def write(self, name: str, content: Any) -> None:
         """Whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(
-            content if isinstance(content, str) else json.dumps(_strict(content), indent=2) + "\n", "utf-8"
+            content if isinstance(content, str) else json.dumps(strict(content), indent=2) + "\n", "utf-8"
         )
         os.replace(temporary, self.path / name)
 
@@ -366,15 +367,6 @@ def git_revision() -> str | None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_after_step(path: Path, step: int) -> None:

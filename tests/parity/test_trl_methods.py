@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, ROWS, tiny_model
+from conftest import ROWS, tiny_model
 from datasets import Dataset
 
 import pbsd
 from pbsd import SelfDistillationTrainer
-from pbsd.lab.base_model import build_tokenizer
 from pbsd.methods import METHODS
 
 trl = pytest.importorskip("trl")
@@ -28,13 +27,6 @@ P, G = 3, 4
 def reward(completions, **columns):
     """Many values, and 1 for about half of them."""
     return [min(1.0, sum(map(ord, text)) % 10 / 5) for text in completions]
-
-
-@pytest.fixture
-def tokenizer():
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
-    "theory",
+    "theory", "strict_json",
     "records", "losses", "pairs", "diagnostics", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards",
     "lab", "render", "benchmarks",
     "data", "engine", "samples", "distillation", "evaluate", "methods", "hub", "trainer", "api", "recipe", "progress",

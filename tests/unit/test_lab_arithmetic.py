@@ -128,6 +128,14 @@ def test_a_flawed_context_has_one_wrong_equation_and_a_wrong_answer():
         assert grade(context, row["answer"]).outcome == "wrong"
 
 
+def test_a_hasty_completion_is_a_near_guess_without_work_and_never_right():
+    rng = random.Random(0)
+    for row in [*rows("train", 300), {"answer": "0"}, {"answer": "99"}]:
+        completion = arithmetic.hasty_completion(row, rng)
+        guess, answer = int(completion.removeprefix(" #### ")), int(row["answer"])
+        assert 0 < abs(guess - answer) <= 10 and 0 <= guess <= 99
+
+
 def test_reward_refuses_columns_of_another_length():
     with pytest.raises(ValueError, match="shorter"):
         reward(["#### 1", "#### 2"], ["1"])

@@ -7,7 +7,8 @@ import pytest
 
 from pbsd.report.elements import Section
 from pbsd.report.page import render
-from web.folders import pair, sample, write_run, write_study
+from web.folders import pair, write_run, write_study
+from web.seen import drawn, numbers, rows
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -21,32 +22,6 @@ HOSTILE = (
     "<a href='javascript:window.hacked=1'>click</a>",
     "abc\u202edef\u2066ghi\x00\ud800",
 )
-
-
-def rows(page, caption):
-    """The texts of a table's body, by its caption."""
-    region = page.get_by_role("region", name=caption, exact=True)
-    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in region.locator("tbody tr").all()]
-
-
-def numbers(page, chart):
-    """Opens the table behind a chart and returns its body."""
-    figure = page.locator(f"figure[data-chart={chart}]")
-    if figure.locator("details[open]").count() == 0:
-        figure.get_by_text("Numbers behind this chart").click()
-    expect(figure.locator("tbody tr").first).to_be_visible()
-    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in figure.locator("tbody tr").all()]
-
-
-def drawn(page, chart):
-    figure = page.locator(f"figure[data-chart={chart}]")
-    figure.scroll_into_view_if_needed()
-    expect(figure.locator("svg.main-svg").first).to_be_visible()
-    return figure
-
-
-def titles(page):
-    return [card.inner_text().split(" step")[0] for card in page.locator("article h3").all()]
 
 
 def test_tables_show_the_numbers_of_the_files(page_of_runs):
@@ -120,161 +95,6 @@ def test_a_study_and_a_run_that_still_goes_on_one_page(show, tmp_path):
     assert notes[1] == "summary.json is not there yet: the run is unfinished, step 6 of 6."
     drawn(page, "before-after")
     assert numbers(page, "before-after") == [["run", "50.0 [17.5, 82.5]", "\N{EN DASH}", "\N{EN DASH}", "4"]]
-
-
-# The explorer
-
-
-def test_a_pair_is_shown_side_by_side(explore, tmp_path):
-    page = explore(write_run(tmp_path / "run", samples=[pair(3, 7, chosen="the good one", rejected="the bad one")]))
-    card = page.get_by_role("article")
-    expect(card).to_have_count(1)
-    for text in ("step 3, row 7", "Q: problem 7", "context of 7", "by teacher · reward 1 · log-ratio", "3 tokens"):
-        expect(card).to_contain_text(text)
-    chosen, rejected = (card.locator(f".{name}").bounding_box() for name in ("chosen", "rejected"))
-    assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"]
-    assert card.locator(".chosen pre").inner_text() == "the good one"
-    assert card.locator(".rejected pre").inner_text() == "the bad one"
-    expect(page.locator("#explorer-tokens")).to_contain_text("no log-ratio by token")
-
-
-@pytest.fixture
-def many(tmp_path):
-    """Forty-five pairs: every third flipped, every fifth saturated, one leaking, the last three longest (5% of 45)."""
-    return write_run(
-        tmp_path / "many",
-        samples=[
-            pair(
-                n,
-                n,
-                chosen="see the reference solution" if n == 8 else f"text {n}" + " more" * (9 if n >= 42 else 0),
-                swapped=n % 3 == 0,
-                margin=5.0 if n % 5 == 0 else n / 100,
-            )
-            for n in range(45)
-        ],
-    )
-
-
-def test_filters_search_order_and_pages(explore, many):
-    page = explore(many)
-    status = page.get_by_role("status")
-    expect(status).to_have_text("45 pairs of 45, showing 1\N{EN DASH}10.")
-    counts = [
-        page.locator(f"[data-count={flag}]").inner_text() for flag in ("flipped", "leaking", "saturated", "longest")
-    ]
-    assert counts == ["15", "1", "9", "3"]
-
-    page.get_by_label("Reward flipped").check()
-    page.get_by_label("Saturated").check()
-    expect(status).to_have_text("3 pairs of 45, showing 1\N{EN DASH}3.")  # 0, 15 and 30
-    assert titles(page) == ["Pair 1", "Pair 16", "Pair 31"]
-    page.get_by_label("Reward flipped").uncheck()
-    page.get_by_label("Saturated").uncheck()
-
-    page.get_by_label("Search").fill("REFERENCE Sol")
-    expect(status).to_have_text("1 pair of 45, showing 1\N{EN DASH}1.")
-    assert titles(page) == ["Pair 9"]
-    page.get_by_label("Search").fill("no such text")
-    expect(status).to_contain_text("No pairs match")
-    page.get_by_label("Search").fill("")
-    expect(page.get_by_role("article")).to_have_count(10)
-
-    page.get_by_label("Order").select_option("longest first")
-    assert titles(page)[:3] == ["Pair 43", "Pair 44", "Pair 45"]
-    page.get_by_label("Order").select_option("largest margin first")
-    assert titles(page)[0] == "Pair 1"
-
-    page.get_by_label("Page", exact=True).fill("5")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("article")).to_have_count(5)
-
-
-def test_the_keyboard_is_enough(explore, many):
-    """From the search field by Tab through the controls; Space ticks, Enter turns pages, the focus is always seen."""
-    page = explore(many)
-    page.keyboard.press("Tab")
-    expect(page.get_by_text("Skip to content")).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(page.locator("main")).to_be_focused()
-    page.get_by_label("Search").focus()
-    page.keyboard.type("text")
-    page.keyboard.press("Tab")
-    expect(page.get_by_label("Order")).to_be_focused()
-    page.keyboard.press("Tab")
-    expect(page.get_by_label("Reward flipped")).to_be_focused()
-    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
-    page.keyboard.press("Space")
-    expect(page.get_by_role("status")).to_have_text("15 pairs of 45, showing 1\N{EN DASH}10.")
-    next_button = page.get_by_role("group", name="Pages", exact=True).get_by_role("button", name="Next")
-    next_button.focus()
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("article")).to_have_count(5)
-    expect(next_button).to_be_focused()
-    assert next_button.get_attribute("aria-disabled") == "true"
-    page.keyboard.press("Enter")  # at the end: nothing happens
-    expect(page.get_by_role("article")).to_have_count(5)
-
-
-def test_a_search_that_is_still_to_come_does_not_turn_the_page_back(explore, many):
-    """Typing, ticking and paging within the moment that the search waits for more letters."""
-    page = explore(many)
-    page.evaluate("""() => {
-        const search = document.getElementById("explorer-search");
-        search.value = "problem";
-        search.dispatchEvent(new Event("input", { bubbles: true }));
-        document.querySelector("[name=flag][value=flipped]").click();
-        document.querySelector("[data-move='1']").click();
-    }""")
-    page.wait_for_timeout(300)
-    expect(page.get_by_label("Page", exact=True)).to_have_value("2")
-
-
-def test_methods_without_pairs_show_their_samples(explore, tmp_path):
-    page = explore(write_run(tmp_path / "run", method="grpo", samples=[sample(text="forty-two")]))
-    expect(page.get_by_role("heading", name="Samples")).to_be_visible()
-    card = page.get_by_role("article")
-    expect(card).to_contain_text("advantage")
-    expect(card.locator(".sample pre")).to_have_text("forty-two")
-
-
-def test_the_run_picker_changes_the_explorer(explore, runs):
-    page = explore(*runs)
-    expect(page.get_by_role("status")).to_contain_text("3 pairs of 3")
-    page.locator("#explorer-run").select_option("c")
-    expect(page.get_by_role("status")).to_contain_text("1 sample of 1")
-
-
-def test_tokens_are_coloured_by_their_log_ratio(explore, tmp_path):
-    """Levels begin at .1, .5, 1 and 2 nats."""
-    record = pair(chosen="good day!")
-    record["chosen"] |= {"token_texts": ["go", "od", " day", "!"], "token_log_ratios": [0.05, 0.6, -1.5, -2.5]}
-    page = explore(write_run(tmp_path / "run", samples=[record]))
-    card = page.get_by_role("article")
-    tokens = card.locator(".chosen .token").all()
-    assert [token.inner_text() for token in tokens] == ["go", "od", " day", "!"]
-    assert [token.get_attribute("class").split()[1] for token in tokens] == ["even", "plus-2", "minus-3", "minus-4"]
-    colors = [token.evaluate("node => getComputedStyle(node).backgroundColor") for token in tokens]
-    assert len(set(colors)) == 4
-    card.get_by_text("Tokens as a table").click()
-    expect(card.locator("tbody tr")).to_have_count(4)
-    assert rows(page, "Log-ratio by token")[1] == ["2", '"od"', "0.6"]
-    expect(page.locator("#explorer-tokens")).to_contain_text("the student finds it likelier")
-
-
-def test_thinned_pairs_are_said_to_be(explore, many):
-    page = explore(many, max_pairs=20)
-    expect(page.locator("#explorer-share")).to_contain_text("20 of the run's 45 pairs, evenly spaced")
-    expect(page.get_by_role("status")).to_contain_text("20 pairs of 20")
-
-
-def test_the_document_stays_small_with_ten_thousand_pairs(explore, tmp_path):
-    page = explore(write_run(tmp_path / "run", samples=[pair(n, n) for n in range(10_000)]))
-    expect(page.get_by_role("status")).to_have_text("10,000 pairs of 10,000, showing 1\N{EN DASH}10.")
-    assert page.evaluate("document.querySelectorAll('*').length") < 3000
-    page.get_by_label("Search").fill("problem 9998")
-    expect(page.get_by_role("status")).to_have_text("1 pair of 10,000, showing 1\N{EN DASH}1.")
 
 
 # Foreign text

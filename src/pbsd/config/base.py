@@ -303,7 +303,7 @@ class TeacherSamplesConfig(TeacherConfig):
     @property
     def learns_from_teacher(self) -> bool:
         """Whether the teacher samples."""
-        raise NotImplementedError
+        return True
 
 
 def _choices(cls: type) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pbsd.diagnostics.text import context_overlap, hedging_rate, leaks
-from pbsd.records import Metrics, Prompt, Role, Rollout
+from pbsd.records import Metrics, Prompt, Rollout, sampled_by_role
 
 
 def sample_metrics(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], phrases: Sequence[str] = ()) -> Metrics:
@@ -24,19 +24,17 @@ def sample_metrics(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], phras
     it is learning to cite.
     """
     metrics = Metrics()
-    roles: tuple[Role, ...] = ("student", "teacher")
-    for role in roles:
-        own = [rollout for rollout in rollouts if rollout.role == role]
-        if not own:
-            continue
+    lengths = {}
+    for role, own in sampled_by_role(rollouts):
+        lengths[role] = _mean_lengths(own)
         surprise = (-math.fsum(r.sampler_logprobs) / len(r.sampler_logprobs) for r in own)
         metrics.observe(f"health/{role}_entropy_sampled", surprise)
         metrics.observe(f"health/{role}_hedging", _defined(hedging_rate(rollout.text) for rollout in own))
         metrics.observe(f"health/{role}_leakage", (leaks(rollout.text, phrases) for rollout in own))
         if any(prompt.context is not None for prompt in prompts):
             metrics.observe(f"health/{role}_context_overlap", _defined(_overlaps(prompts, own)))
-    student, teacher = (_mean_lengths(rollouts, role) for role in roles)
-    if student and teacher:
+    if len(lengths) == 2:
+        student, teacher = lengths["student"], lengths["teacher"]
         metrics.observe("tokens/length_gap", (teacher[prompt] - student[prompt] for prompt in teacher))
     return metrics
 
@@ -59,11 +57,11 @@ def _text(prompt: Any) -> str:
     )
 
 
-def _mean_lengths(rollouts: Sequence[Rollout], role: Role) -> dict[int, float]:
+def _mean_lengths(rollouts: Sequence[Rollout]) -> dict[int, float]:
+    """By prompt."""
     lengths: dict[int, list[int]] = {}
     for rollout in rollouts:
-        if rollout.role == role:
-            lengths.setdefault(rollout.prompt, []).append(len(rollout.completion_ids))
+        lengths.setdefault(rollout.prompt, []).append(len(rollout.completion_ids))
     return {prompt: sum(own) / len(own) for prompt, own in lengths.items()}
 
 

@@ -8,16 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from pbsd.evaluation.compare import Comparison
 from pbsd.evaluation.records import ProblemRecord
 from pbsd.evaluation.statistics import accuracy
-from pbsd.progress import console
-
-_PLAIN_LINE_EVERY = 10.0
-"""Seconds between lines where the output is not a terminal."""
+from pbsd.progress import LiveLine, console
 
 _PERCENT = ("avg@", "pass@", "maj@", "score", "truncated", "leakage")
 _NAMES = {
@@ -33,48 +29,31 @@ class EvaluationBar:
     """Problems done, accuracy so far, tokens per second and time left; plain lines where there is no terminal."""
 
     def __init__(self) -> None:
-        self.console = console()
-        self.progress = Progress(
-            TextColumn("problems"),
-            MofNCompleteColumn(),
-            *([BarColumn(bar_width=20)] if self.console.width >= 100 else []),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task: Any = None
+        self.line = LiveLine("problems", bar_from_width=100)
         self.accuracies: list[float] = []
         self.tokens = 0
         self.done = 0
-        self.started = time.monotonic()
-        self.last_line = self.started
+        self.clock = time.monotonic()
 
     def __enter__(self) -> EvaluationBar:
-        self.progress.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
+        self.line.stop()
 
     def __call__(self, records: Sequence[ProblemRecord], total: int) -> None:
         """The first call is of what an earlier process did, which counts for no speed."""
         self.accuracies += [value for record in records if not math.isnan(value := accuracy(record))]
         self.done += len(records)
-        if self.task is None:
+        if not self.line.started:
             if records:
-                self.console.print(f"{self.done} of {total} problems were done before", soft_wrap=True)
-            self.task = self.progress.add_task("evaluate", total=total, completed=self.done, figures="")
+                console().print(f"{self.done} of {total} problems were done before", soft_wrap=True)
+            self.line.start(total, self.done)
             return
         self.tokens += sum(sample.tokens for record in records for sample in record.completions)
-        now = time.monotonic()
         mean = sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
-        figures = f"accuracy {100 * mean:.1f}%  {self.tokens / max(now - self.started, 1e-9):.0f} tok/s"
-        self.progress.update(self.task, completed=self.done, figures=figures)
-        if not self.console.is_terminal and now - self.last_line > _PLAIN_LINE_EVERY:
-            self.last_line = now
-            self.console.print(f"problems {self.done}/{total}  {figures}", soft_wrap=True)
+        rate = self.tokens / max(time.monotonic() - self.clock, 1e-9)
+        self.line.update(self.done, f"accuracy {100 * mean:.1f}%  {rate:.0f} tok/s")
 
 
 def print_summary(summary: Mapping[str, Any], settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import jinja2
 
 from pbsd.report.elements import ESCAPED, Section, visible
 from pbsd.report.explorer import FLAGS, Explorer
+from pbsd.strict_json import strict
 
 SCRIPTS = ("theme.js", "tables.js", "charts.js", "explorer.js")
 _BARRED = re.compile("[<\ud800-\udfff]")
@@ -84,16 +84,8 @@ def render(title: str, sections: Sequence[Section], explorers: Mapping[str, Expl
 def json_block(value: Any) -> str:
     """JSON for a script element that is data: no `<`, so that nothing in it can end the element, no lone surrogate,
     which UTF-8 lacks, and no NaN."""
-    text = json.dumps(_strict(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(strict(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return _BARRED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _asset(name: str) -> str:

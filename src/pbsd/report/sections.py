@@ -137,7 +137,7 @@ def _before_after(runs: Sequence[Run], measure: str) -> Choice:
             MISSING
             if run.before is None or run.after is None
             else interval(difference(run.before, run.after, measure), signed=True),
-            figure(len((run.after or run.before).problems)),  # type: ignore[union-attr]
+            figure(next(len(found.problems) for found in (run.after, run.before) if found)),
         ]
         for run in runs
     ]
