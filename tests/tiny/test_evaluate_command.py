@@ -83,11 +83,11 @@ def test_a_result_holds_records_figures_and_settings(tiny, gsm8k, tmp_path, caps
 
 def test_the_gold_answers_pass_and_a_wrong_one_is_named(gsm8k, tmp_path, capsys):
     assert main(["evaluate", *gsm8k, "--check_gold"]) == 0
-    assert "0 of 6 references do not grade correct" in capsys.readouterr().out
+    assert "6 of 6 references grade correct\n" in capsys.readouterr().out
     rows = [{"question": "q", "answer": "#### \\frac{"}]
     (tmp_path / "rows/test.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert main(["evaluate", *gsm8k, "--check_gold"]) == 1
-    assert "1 of 1" in capsys.readouterr().out
+    assert "0 of 1 references grade correct\n  " in capsys.readouterr().out
 
 
 def test_the_result_depends_neither_on_the_batch_nor_on_where_it_was_stopped(tiny, gsm8k, tmp_path):

@@ -152,9 +152,8 @@ def _check_gold(args: argparse.Namespace) -> int:
 
     benchmark, rows = benchmarks.find(args.benchmark), benchmarks.load(args.benchmark, _query(args))
     failures = check_gold(benchmark, rows, _request(args), Path("."))
-    print(
-        f"{args.benchmark}: {len(failures)} of {len(rows.rows)} references do not grade correct", *failures, sep="\n  "
-    )
+    correct = len(rows.rows) - len(failures)
+    print(f"{args.benchmark}: {correct} of {len(rows.rows)} references grade correct", *failures, sep="\n  ")
     return 1 if failures else 0
 
 
