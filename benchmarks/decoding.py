@@ -1,7 +1,7 @@
 """Decoding speed against its roofline, with plain `generate` as the peer in the same run.
 
-    python benchmarks/decoding.py                          # models/smollm2-135m-instruct (scripts/prepare_smollm2.py)
-    python benchmarks/decoding.py --random --out runs/decoding.json
+    python benchmarks/decoding.py            # some 10 minutes; needs scripts/prepare_smollm2.py
+    python benchmarks/decoding.py --random --prompts 64 512 --out runs/decoding.json
 
 The roofline of a step is max(flops / peak, bytes / bandwidth): flops of every matrix product for one token per row;
 bytes of the weights once, each distinct prompt's keys and values once, and each row's own completion at its mean
@@ -181,14 +181,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--random", action="store_true", help="a random model of SmolLM2-135M's shape, no folder")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 64])
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--group", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--prompts", nargs="+", type=int, default=[64, 512], help="prompt lengths")
+    parser.add_argument("--prompts", nargs="+", type=int, default=[64], help="prompt lengths")
     parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time, for one thread on a busy machine")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
     args = parser.parse_args()
     if bad := [batch for batch in args.batches if batch % args.group]:
         parser.error(f"batch sizes {bad} are not multiples of --group {args.group}")
@@ -222,6 +222,9 @@ def main() -> None:
                 case = Case(dtype, batch, args.group, prompt, args.new_tokens)
                 result = run(model, case, args.repeats)
                 results.append(asdict(result))
+                facts["load_after"] = os.getloadavg()[0]
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n", "utf-8")
                 print(
                     f"{dtype:5} {batch:5} {case.group:5} {prompt:6} | "
                     f"{result.peak_gflops:9.0f} {result.copy_gbps:9.1f} {result.roofline_ms:11.1f} | "
@@ -230,9 +233,6 @@ def main() -> None:
                     f"{result.step_speedup:14.2f} {result.call_speedup:4.2f}",
                     flush=True,
                 )
-    facts["load_after"] = os.getloadavg()[0]
-    if args.out:
-        args.out.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of 16 completions, ours against TRL's SDFTTrainer with its sampled-token loss, in one run.
 
-    python benchmarks/step.py                      # all of it; about 40 minutes on two cores, kept case by case
+    python benchmarks/step.py                      # all of it; about 50 minutes on two cores, kept case by case
     python benchmarks/step.py --workloads short --dtypes bf16 --checkpointing on
 
 Both train SmolLM2-135M (models/smollm2-135m-instruct, by scripts/prepare_smollm2.py) on the same two random prompts a
@@ -36,7 +36,7 @@ WORKLOADS = {
 }
 GOALS = {"long": (0.30, 0.45), "short": (0.60, 0.45)}
 STOP = "<file_sep>"
-STEPS = 3
+STEPS = 4
 
 
 def main() -> None:
