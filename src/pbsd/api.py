@@ -285,6 +285,8 @@ def make_teacher(
         ema_decay=args.ema_decay,
         refresh_steps=args.teacher_refresh_steps,
         refresh_margin=args.teacher_refresh_margin,
+        refresh_measure=args.teacher_refresh_measure,
+        refresh_blend=args.teacher_refresh_blend,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from pbsd import rewards
 from pbsd.config import RolloutConfig
 from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 from pbsd.render import Renderer
-from pbsd.rollouts import Sampler, SampleRequest, SamplingParams
+from pbsd.rollouts import Sample, Sampler, SampleRequest, SamplingParams
 from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen
 from pbsd.teacher import Teacher
 
@@ -51,25 +52,32 @@ class Engine:
     def sample(
         self,
         prompts: Sequence[Prompt],
-        counts: Mapping[Role, int],
+        counts: Mapping[Role, int | Sequence[int]],
         *,
         key: tuple[int, ...],
         params: SamplingParams,
     ) -> list[Rollout]:
-        """`counts[role]` completions per prompt under each role's prompt and weights, in the order of `counts`. `key`,
-        the prompt's row and the role name the random numbers. Roles of equal weights are sampled together."""
-        requests = {
-            role: [SampleRequest(prompt.ids(role), n, (*key, prompt.row, _ROLE_KEY[role])) for prompt in prompts]
-            for role, n in counts.items()
-        }
+        """`counts[role]` completions per prompt (one number, or one for each) under each role's prompt and weights, in
+        the order of `counts`. `key`, the prompt's row and the role name the random numbers. Roles of equal weights are
+        sampled together."""
+        requests: dict[Role, dict[int, SampleRequest]] = {}
+        for role, n in counts.items():
+            numbers = [n] * len(prompts) if isinstance(n, int) else n
+            requests[role] = {
+                index: SampleRequest(prompt.ids(role), number, (*key, prompt.row, _ROLE_KEY[role]))
+                for index, (prompt, number) in enumerate(zip(prompts, numbers, strict=True))
+                if number
+            }
+        groups: dict[Role, list[list[Sample]]] = {}
         if len(counts) == 2 and self.teacher is not None and self.teacher.is_student:
-            together = self.sampler.sample(self.student, [r for role in requests.values() for r in role], params)
-            groups = {role: together[place * len(prompts) :][: len(prompts)] for place, role in enumerate(requests)}
+            together = iter(
+                self.sampler.sample(self.student, [r for own in requests.values() for r in own.values()], params)
+            )
+            groups = {role: list(islice(together, len(own))) for role, own in requests.items()}
         else:
-            groups = {}
-            for role in requests:
+            for role, own in requests.items():
                 with self.acting(role) as module:
-                    groups[role] = self.sampler.sample(module, requests[role], params)
+                    groups[role] = self.sampler.sample(module, [*own.values()], params)
         return [
             Rollout(
                 prompt=index,
@@ -84,7 +92,7 @@ class Engine:
                 min_p=sample.min_p,
             )
             for role in groups
-            for index, group in enumerate(groups[role])
+            for index, group in zip(requests[role], groups[role], strict=True)
             for sample in group
         ]
 
@@ -169,7 +177,7 @@ def group_by_prompt(
     return groups, [index for _, indices in sorted(members.items()) for index in indices]
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], scores: rewards.Scores) -> Metrics:
+def rollout_metrics(rollouts: Sequence[Rollout], outcomes: Mapping[str, int]) -> Metrics:
     """Rewards, lengths, truncation and outcomes by role: what any method logs of its samples."""
     metrics = Metrics()
     for role, own in sampled_by_role(rollouts):
@@ -178,6 +186,6 @@ def rollout_metrics(rollouts: Sequence[Rollout], scores: rewards.Scores) -> Metr
         metrics.observe(f"tokens/{role}_truncated", (not rollout.finished for rollout in own))
         metrics.count(f"tokens/{role}", sum(len(rollout.completion_ids) for rollout in own))
     metrics.count("reward/unjudged", sum(rollout.reward is None for rollout in rollouts))
-    for outcome, amount in scores.outcomes.items():
+    for outcome, amount in outcomes.items():
         metrics.count(f"reward/{outcome}", amount)
     return metrics

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -142,12 +142,31 @@ def rollout_record(batch: Batch, index: int, **figures: Any) -> dict[str, Any]:
     return {**_problem(batch, index), **_sample(batch.rollouts[index]), **figures}
 
 
-def pair_record(batch: Batch, pair: Pair, ratios: tuple[float, float], margin: float, loss: float) -> dict[str, Any]:
-    """A line of samples.jsonl for a pair."""
+def log_ratios(
+    engine: Engine, batch: Batch, used: Sequence[int], scores: Scores, *, against: Literal["teacher", "reference"]
+) -> dict[int, dict[str, Any]]:
+    """log pi - log T (or minus the reference's) of the scored rollouts, in nats: `log_ratio` of each, and with
+    `log_token_ratios` its tokens as text and each one's share."""
+    found: dict[int, dict[str, Any]] = {}
+    for index, policy in zip(used, scores.token_lists(), strict=True):
+        rollout = batch.rollouts[index]
+        other = rollout.teacher_logprobs if against == "teacher" else rollout.reference_logprobs
+        ratios = [ours - theirs for ours, theirs in zip(policy, other, strict=True)]
+        found[index] = {"log_ratio": math.fsum(ratios)}
+        if engine.args.log_token_ratios:
+            found[index]["token_texts"] = engine.tokenizer.batch_decode([[token] for token in rollout.completion_ids])
+            found[index]["token_log_ratios"] = [round(ratio, 3) for ratio in ratios]
+    return found
+
+
+def pair_record(
+    batch: Batch, pair: Pair, ratios: Mapping[int, Mapping[str, Any]], margin: float, loss: float
+) -> dict[str, Any]:
+    """A line of samples.jsonl for a pair; `ratios` by `log_ratios`."""
     return {
         **_problem(batch, pair.chosen),
-        "chosen": {**_sample(batch.rollouts[pair.chosen]), "log_ratio": ratios[0]},
-        "rejected": {**_sample(batch.rollouts[pair.rejected]), "log_ratio": ratios[1]},
+        "chosen": {**_sample(batch.rollouts[pair.chosen]), **ratios[pair.chosen]},
+        "rejected": {**_sample(batch.rollouts[pair.rejected]), **ratios[pair.rejected]},
         "margin": margin,
         "label": pair.label,
         "swapped": pair.swapped,

@@ -17,24 +17,27 @@ import torch
 from torch import Tensor, nn
 
 TeacherKind = Literal["initial", "live", "ema", "refreshed", "external"]
+RefreshMeasure = Literal["student", "context"]
+"""Whose reward must lead for a refresh: the student's, or the refreshed teacher's under the teacher's prompt."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Quality:
-    """Mean rewards of student and teacher samples since the last refresh check."""
+    """Mean rewards of challenger (see `RefreshMeasure`) and teacher since the last refresh check."""
 
-    student_sum: float = 0.0
-    student_count: int = 0
+    challenger_sum: float = 0.0
+    challenger_count: int = 0
     teacher_sum: float = 0.0
     teacher_count: int = 0
 
     @property
-    def student_lead(self) -> float | None:
-        if not self.student_count or not self.teacher_count:
+    def lead(self) -> float | None:
+        """Of the challenger; None while one of the two is unknown."""
+        if not self.challenger_count or not self.teacher_count:
             return None
-        return self.student_sum / self.student_count - self.teacher_sum / self.teacher_count
+        return self.challenger_sum / self.challenger_count - self.teacher_sum / self.teacher_count
 
 
 class Teacher:
@@ -49,8 +52,10 @@ class Teacher:
             it off gives the initial weights.
         ema_decay: weight of the old average at each step: teacher = decay * teacher + (1 - decay) * student.
         refresh_steps: `refreshed` copies (or checks its rule) every so many steps.
-        refresh_margin: `refreshed` copies only if the mean reward of the student's samples since the last check leads
-            the teacher's by at least this much; None copies without asking.
+        refresh_margin: `refreshed` copies only if the challenger's mean reward since the last check leads the teacher's
+            by at least this much; None copies without asking.
+        refresh_measure: who the challenger is.
+        refresh_blend: weight of the student in the refreshed teacher; 1 copies it.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Teacher:
         ema_decay: float = 0.99,
         refresh_steps: int = 50,
         refresh_margin: float | None = None,
+        refresh_measure: RefreshMeasure = "student",
+        refresh_blend: float = 1.0,
     ) -> None:
         assert (kind == "external") == (external is not None), "an external teacher needs its model, no other kind does"
         self.kind = kind
@@ -71,6 +78,8 @@ class Teacher:
         self.ema_decay = ema_decay
         self.refresh_steps = refresh_steps
         self.refresh_margin = refresh_margin
+        self.refresh_measure = refresh_measure
+        self.refresh_blend = refresh_blend
         self.quality = Quality()
         self.refreshes = 0
         self._adapter_off = kind == "initial" and adapter_is_new
@@ -113,10 +122,26 @@ class Teacher:
             if name in self.weights:
                 self.weights[name] = self.weights[name].to(parameter.device)
 
-    def observe(self, student_rewards: list[float], teacher_rewards: list[float]) -> None:
-        """Rewards of a step's samples, over all processes: what the refresh rule is decided on."""
-        self.quality.student_sum += sum(student_rewards)
-        self.quality.student_count += len(student_rewards)
+    def challenger(self, step: int) -> RefreshMeasure | None:
+        """Whose rewards of step `step` (1 is the first) the refresh rule waits for."""
+        if self.kind != "refreshed" or self.refresh_margin is None:
+            return None
+        is_due = self.refresh_measure == "student" or step % self.refresh_steps == 0
+        return self.refresh_measure if is_due else None
+
+    @contextmanager
+    def as_refreshed(self) -> Iterator[None]:
+        """Inside the block the teacher is what a refresh would make of it."""
+        own, self.weights = self.weights, self._refreshed()
+        try:
+            yield
+        finally:
+            self.weights = own
+
+    def observe(self, challenger_rewards: list[float], teacher_rewards: list[float]) -> None:
+        """Rewards of samples for the same prompts, over all processes: what a refresh is decided on."""
+        self.quality.challenger_sum += sum(challenger_rewards)
+        self.quality.challenger_count += len(challenger_rewards)
         self.quality.teacher_sum += sum(teacher_rewards)
         self.quality.teacher_count += len(teacher_rewards)
 
@@ -127,12 +152,13 @@ class Teacher:
             for name, parameter in self._trainable():
                 self.weights[name].lerp_(parameter.detach(), 1.0 - self.ema_decay)
         elif self.kind == "refreshed" and step % self.refresh_steps == 0:
-            lead = self.quality.student_lead
+            lead = self.quality.lead
             if self.refresh_margin is None or (lead is not None and lead >= self.refresh_margin):
-                for name, parameter in self._trainable():
-                    self.weights[name].copy_(parameter.detach())
+                self.weights = self._refreshed()
                 self.refreshes += 1
-                logger.info("teacher refreshed at step %d (student's mean reward leads by %s)", step, lead)
+                logger.info(
+                    "teacher refreshed at step %d (mean reward of %s leads by %s)", step, self.refresh_measure, lead
+                )
             self.quality = Quality()
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,7 +167,7 @@ class Teacher:
         return {
             "kind": self.kind,
             "refreshes": self.refreshes,
-            "quality": [quality.student_sum, quality.student_count, quality.teacher_sum, quality.teacher_count],
+            "quality": [quality.challenger_sum, quality.challenger_count, quality.teacher_sum, quality.teacher_count],
             "weights": self.weights,
         }
 
@@ -156,8 +182,8 @@ class Teacher:
                 "the checkpoint's teacher holds other parameters than this run trains: keep the model and `peft_config`"
             )
         self.refreshes = state["refreshes"]
-        student_sum, student_count, teacher_sum, teacher_count = state["quality"]
-        self.quality = Quality(student_sum, int(student_count), teacher_sum, int(teacher_count))
+        challenger_sum, challenger_count, teacher_sum, teacher_count = state["quality"]
+        self.quality = Quality(challenger_sum, int(challenger_count), teacher_sum, int(teacher_count))
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)
 
@@ -166,6 +192,10 @@ class Teacher:
 
     def _copy_of_student(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self._trainable()}
+
+    @torch.no_grad()
+    def _refreshed(self) -> dict[str, Tensor]:
+        return {name: self.weights[name].lerp(parameter, self.refresh_blend) for name, parameter in self._trainable()}
 
     @contextmanager
     def _weights_in_place(self) -> Iterator[None]:

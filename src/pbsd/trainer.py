@@ -122,7 +122,8 @@ class MethodTrainer(Trainer):
         self._step_is_whole = True  # the step before: updated, logged and, where due, saved
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._metrics.merge(metrics)
-        totals = torch.tensor([self.method.weight(batch), batch.sampled_tokens], dtype=torch.float64, device=device)
+        generated = batch.sampled_tokens + metrics.counts.get("tokens/refreshed_teacher", 0)
+        totals = torch.tensor([self.method.weight(batch), generated], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
         self._step_tokens = int(tokens)
         return batch.split(map(len, micro_batches)), weight

@@ -286,6 +286,31 @@ def test_no_test_problem_is_read_before_the_end(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
+def test_a_task_of_ones_own(tmp_path):
+    """Rows of a folder instead of the laboratory's: trained, measured on its validation and tested on its test rows."""
+    for split, size in (("train", 8), ("validation", 6), ("test", 8)):
+        rows = worlds.dataset_rows("arithmetic", split, size)
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {
+        "reward_funcs": ["pbsd.lab.arithmetic:reward"], "max_completion_length": 40,
+        "teacher_prompt_template": worlds.world("arithmetic", "dense").teacher_prompt_template,
+    }  # fmt: skip
+    study = write_study(
+        tmp_path / "tiny",
+        train={"problems": 8},
+        methods={"rft": {"method": "rft"}},
+        tuning=None,
+        tasks={"sums": {"dataset": str(tmp_path), "options": options}},
+        cells=[{"tasks": ["sums"], "worlds": ["own"], "scales": ["packaged"], "seeds": [0]}],
+    )
+    for name in ("train", "validation", "test"):
+        assert (tmp_path / f"{name}.jsonl").exists()
+    assert compare(study) == 0
+    rows = read_rows(study / RESULTS)
+    assert [(row["task"], row["world"]) for row in rows] == [("sums", "own")] * 8
+    assert max(row["generated_tokens"] for row in rows) > 0
+
+
 def test_the_table_of_a_clone_is_the_same(whole, tmp_path, capsys):
     """Only the study and its three files, and no runs."""
     for name in ("study.yaml", RESULTS, CURVES, CHOICES):

@@ -102,14 +102,37 @@ def test_roles_draw_different_numbers(make_trainer):
     assert len(teacher | student) == 4
 
 
+def test_a_refresh_measured_under_context(make_trainer):
+    """At the step of the check alone the refreshed teacher samples too, and these tokens count. Equal weights give
+    equal rewards: without learning the lead is 0, and a margin above it keeps the teacher."""
+    trainer = make_trainer(
+        teacher="refreshed", teacher_refresh_steps=2, teacher_refresh_margin=0.0, teacher_refresh_measure="context",
+        learning_rate=0.0, max_steps=2,
+    )  # fmt: skip
+    leads = []
+    observe = trainer.engine.teacher.observe
+    trainer.engine.teacher.observe = lambda ours, theirs: (leads.append((ours, theirs)), observe(ours, theirs))
+    trainer.train()
+    (challenger, teacher), = leads  # fmt: skip
+    assert challenger == teacher and len(teacher) == 4
+    assert trainer.engine.teacher.refreshes == 1
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert "tokens/refreshed_teacher" not in logs[0]
+    assert logs[1]["tokens/refreshed_teacher"] == logs[1]["tokens/teacher"]
+    tokens = [
+        sum(entry.get(f"tokens/{who}", 0) for who in ("student", "teacher", "refreshed_teacher")) for entry in logs
+    ]
+    assert trainer.generated_tokens == sum(tokens)
+
+
 def test_the_refresh_rule_sees_the_rewards_of_both_roles(make_trainer):
     trainer = make_trainer(teacher="refreshed", teacher_refresh_steps=100, teacher_refresh_margin=0.1)
     trainer.train()
     quality = trainer.method.teacher.quality
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert (quality.student_count, quality.teacher_count) == (16, 16)
-    assert quality.student_sum == pytest.approx(8 * sum(entry["reward/student"] for entry in entries))
-    assert quality.teacher_sum == pytest.approx(8 * sum(entry["reward/teacher"] for entry in entries))
+    assert (quality.challenger_count, quality.teacher_count) == (8, 8)  # a mean per prompt
+    assert quality.challenger_sum == pytest.approx(4 * sum(entry["reward/student"] for entry in entries))
+    assert quality.teacher_sum == pytest.approx(4 * sum(entry["reward/teacher"] for entry in entries))
 
 
 def test_generated_tokens_count_both_roles(make_trainer):

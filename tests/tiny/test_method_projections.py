@@ -11,7 +11,7 @@ from pbsd import PBSDConfig
 from pbsd.losses.preference import preference_loss
 
 OFF = {"preference_coef": 0.0, "nll_coef": 0.0}
-BETA, SCALE = 0.3, 2.0
+BETA, SCALE, REWARD_MAX = 0.3, 2.0, 1.25
 
 
 def thirds(completions, **columns):
@@ -98,6 +98,26 @@ class Slow:
             values.append(sum(-w / sum(weights) * self.policy[i] for w, i in zip(weights, rows, strict=True)))
         return torch.stack(values).mean()
 
+    def exact_imitation(self, is_union, is_failing):
+        """Mean over prompts of -mean w log pi, w = exp((r - max r) / beta) times T / q over the union, and times the
+        share of the student's other samples that fail."""
+        values = []
+        for prompt in range(len(self.batch.prompts)):
+            everyone = [index for index, rollout in enumerate(self.batch.rollouts) if rollout.prompt == prompt]
+            fraction = sum(self.batch.rollouts[i].role == "teacher" for i in everyone) / len(everyone)
+            terms = []
+            for index in self.judged(prompt, *(("student", "teacher") if is_union else ("teacher",))):
+                weight = math.exp((self.reward(index) - SCALE * REWARD_MAX) / BETA)
+                if is_union:
+                    policy, teacher = self.policy[index].detach().exp(), math.exp(self.teacher[index])
+                    weight *= teacher / (fraction * teacher + (1 - fraction) * policy)
+                if is_failing:
+                    others = [self.batch.rollouts[i] for i in self.judged(prompt, "student") if i != index]
+                    weight *= sum(not other.correct for other in others) / len(others)
+                terms.append(-weight * self.policy[index])
+            values.append(torch.stack(terms).mean())
+        return torch.stack(values).mean()
+
     def direct(self, kl_gradient="exact"):
         """Mean over the student's judged samples of beta sum KL - r. The gradient is that of sum beta KL_t, and of each
         token's score times its return less the mean return of the others at that place; a shorter sample has nothing
@@ -161,6 +181,19 @@ def test_the_pathwise_gradient_is_an_option(make):
     assert_same_step(trainer, batch, slow.direct("pathwise"))
     with pytest.raises(AssertionError):
         assert_same_step(trainer, batch, slow.direct("exact"))
+
+
+@pytest.mark.parametrize("is_union", [False, True])
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_exact_imitation_by_definition(make, is_union, is_failing):
+    trainer = make(
+        **OFF, imitation_coef=1.0, imitation_weights="exact", reward_max=REWARD_MAX,
+        imitation_from="union" if is_union else "teacher", imitation_prompts="failing" if is_failing else "all",
+        success_threshold=0.5,
+    )  # fmt: skip
+    batch = collected(trainer)
+    assert {rollout.correct for rollout in batch.rollouts} == {True, False, None}
+    assert_same_step(trainer, batch, Slow(trainer, batch).exact_imitation(is_union, is_failing))
 
 
 COEFS = {"preference": 0.5, "group": 0.25, "imitation": 0.125, "direct": 2.0, "nll": 0.75}
@@ -292,6 +325,8 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
         ({"group_coef": -1.0}, "group_coef must be at least 0"),
         ({"num_teacher_generations": 0, "pairing": "cross"}, "at least 1 for imitation and for pairing='cross'"),
         ({"num_teacher_generations": 0, "pairing": "all", "imitation_coef": 1.0}, "at least 1 for imitation"),
+        ({"imitation_from": "union", "top_p": 0.9}, "needs temperature=1, top_p=1"),
+        ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),
         ({"coef_schedule": {"group_coef": [[5, 1.0], [0, 0.0]]}}, "in the order of steps"),
         ({"coef_schedule": {"group_coef": [[0, -1.0]]}}, "must be finite and not negative"),

@@ -258,3 +258,15 @@ def test_samples_are_handed_out_whole(make_trainer):
     assert sample["chosen"]["role"] == "teacher"
     gap = sample["chosen"]["log_ratio"] - sample["rejected"]["log_ratio"]
     assert sample["margin"] == pytest.approx(trainer.args.beta * gap)
+    for side in (sample["chosen"], sample["rejected"]):
+        assert len(side["token_texts"]) == side["tokens"] == len(side["token_log_ratios"])
+        assert "".join(side["token_texts"]).replace("<unk>", "").startswith(side["text"])  # without special tokens
+        assert sum(side["token_log_ratios"]) == pytest.approx(side["log_ratio"], abs=0.0005 * side["tokens"] + 1e-9)
+
+
+def test_log_ratios_of_tokens_can_be_left_out(make_trainer):
+    seen = []
+    trainer = make_trainer(max_steps=1, log_token_ratios=False)
+    trainer.on_samples = lambda step, samples: seen.extend(samples)
+    trainer.train()
+    assert "log_ratio" in seen[0]["chosen"] and "token_texts" not in seen[0]["chosen"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pbsd.compare.plan import final_runs, resolved_options, training_seed, tuning_runs
+from pbsd.compare.plan import _dataset_sha256, final_runs, resolved_options, training_seed, tuning_runs
 from pbsd.compare.study import Cell, StudyError, Unit, load_study, study_name
 
 STRENGTH = Path(__file__).parents[2] / "studies" / "strength" / "study.yaml"
@@ -136,6 +136,45 @@ def test_the_base_model_is_part_of_the_key_and_its_place_is_not(study, tmp_path)
     ]
     assert keys[0] == keys[1]
     assert keys[0].isdisjoint(keys[2])
+
+
+OWN = {"dataset": "data/mine", "options": {"reward_funcs": ["math"], "max_completion_length": 9}}
+OWN_CELLS = [{"tasks": ["mine"], "worlds": ["own"], "scales": ["tiny"], "seeds": [0]}]
+
+
+def test_a_task_of_ones_own(study, tmp_path):
+    """Its data set, rewards and lengths instead of the laboratory's; the model of its scale; and the key knows the
+    files of the data set."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.jsonl").write_text("{}\n")
+    changes = {("tasks",): {"mine": {**OWN, "dataset": str(tmp_path / "data")}}, ("cells",): OWN_CELLS}
+    made = study(changes)
+    run = final_runs(made, {})[0]
+    assert run.cell == Cell("mine", "own", "tiny")
+    assert run.recipe["model_name_or_path"] == "lab/arithmetic-0.2m"
+    assert (run.recipe["dataset_name"], run.recipe["max_completion_length"]) == (str(tmp_path / "data"), 9)
+    assert "teacher_prompt_template" not in run.recipe
+    assert made.describe()["tasks"]["mine"]["options"]["reward_funcs"] == ["math"]
+    _dataset_sha256.cache_clear()
+    (tmp_path / "data/train.jsonl").write_text("{ }\n")
+    assert final_runs(made, {})[0].key != run.key
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({("tasks",): {"tools": OWN}}, "the laboratory has a task of that name"),
+        ({("tasks",): {"mine": {"dataset": "x"}}}, "tasks.mine: missing options"),
+        ({("tasks",): {"mine": {**OWN, "options": {"seed": 1}}}}, "tasks.mine.options: seed is set by the study"),
+        ({("tasks",): {"mine": OWN}, ("cells", 0, "tasks"): ["mine"]}, "mine in world 'dense'"),
+        ({("tasks",): {"mine": OWN}, ("cells", 0, "worlds"): ["own"]}, "arithmetic in world 'own'"),
+        ({("tasks",): {"mine": OWN}, ("cells",): [{**OWN_CELLS[0], "scales": ["1m"]}]}, "models: mine .* '1m'"),
+        ({("cells", 0, "worlds"): ["own"]}, "worlds: unknown 'own'"),
+    ],
+)
+def test_refusals_of_own_tasks(study, changes, words):
+    with pytest.raises(StudyError, match=words):
+        study(changes)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,39 @@ def test_importance_weights_undo_the_sampler(fraction):
         assert abs(imitation_loss(policy.log()[members], reward[members], beta=beta).item() - expected.item()) > 1e-2
 
 
+def test_exact_weights_by_hand():
+    """beta 0.5, rewards 1 and 0, largest 1: weights 1/2 and e^-2 / 2. Nothing rewarded: both e^-2 / 2."""
+    loss = imitation_loss(rows([-1, -3], [-1, -3]), rows([1, 0], [0, 0]), beta=0.5, reward_max=1.0)
+    assert loss.tolist() == pytest.approx([(1 + 3 * math.exp(-2)) / 2, 2 * math.exp(-2)], abs=1e-12)
+    masked = imitation_loss(rows([-1, -3]), rows([1, 0]), torch.tensor([[True, False]]), beta=0.5, reward_max=1.0)
+    assert masked.item() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("taught", "own"), [(1, 0), (2, 0), (1, 1), (1, 2)])
+def test_exact_weights_have_the_target_in_groups_of_any_size(taught, own):
+    """All groups of so many samples of T and of S, each times its probability: the expected loss is Z times the
+    cross-entropy with P*, for T alone and for the mixture. Self-normalised weights miss it."""
+    beta, reward, largest = 0.5, rows(1, 0, 0.5), 1.5
+    teacher, student, policy = rows(0.5, 0.25, 0.25), rows(0.125, 0.5, 0.375), rows(0.2, 0.3, 0.5)
+    tilted = teacher * torch.exp((reward - largest) / beta)
+    expected = -(tilted * policy.log()).sum().item()
+    total = {largest: 0.0, None: 0.0}
+    for members in itertools.product(range(3), repeat=taught + own):
+        index = torch.tensor(members)
+        probability = teacher[index[:taught]].prod() * student[index[taught:]].prod()
+        ratio = mixture_log_ratio(
+            teacher.log()[index], student.log()[index], teacher_fraction=torch.tensor(taught / (taught + own))
+        )
+        for reward_max in total:
+            loss = imitation_loss(
+                policy.log()[index][None], reward[index][None], beta=beta, log_ratio_BG=ratio[None],
+                reward_max=reward_max,
+            )  # fmt: skip
+            total[reward_max] += (probability * loss).item()
+    assert total[largest] == pytest.approx(expected, abs=1e-7)
+    assert abs(total[None] - expected / tilted.sum().item()) > 1e-3
+
+
 # Direct, by hand
 
 

@@ -75,6 +75,30 @@ def test_refresh_rule_asks_for_a_lead(model):
     assert teacher_value(teacher) == 3.0
 
 
+def test_a_refresh_can_blend(model):
+    """Blend 0.25, teacher 1, student 3: 0.75 * 1 + 0.25 * 3 = 1.5; a look at it beforehand changes nothing."""
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=1, refresh_blend=0.25)
+    set_all(model, 3.0)
+    with teacher.as_refreshed():
+        assert teacher_value(teacher) == 1.5
+    assert teacher_value(teacher) == 1.0
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.5
+    assert first(model) == 3.0
+
+
+def test_whose_rewards_a_refresh_waits_for(model):
+    def challengers(**options):
+        teacher = Teacher("refreshed", model, refresh_steps=3, **options)
+        return [teacher.challenger(step) for step in (1, 2, 3)]
+
+    assert challengers() == [None, None, None]
+    assert challengers(refresh_margin=0.0) == ["student"] * 3
+    assert challengers(refresh_margin=0.0, refresh_measure="context") == [None, None, "context"]
+    assert Teacher("initial", model).challenger(3) is None
+
+
 def test_external_is_another_model(model, tokenizer):
 
     other = tiny_model(tokenizer, seed=1)

@@ -126,7 +126,8 @@ def _accuracy(engine: Engine, prompts: Sequence[Prompt], samples: int) -> Accura
     args.num_generations_eval = samples
     accuracy = measure_accuracy(replace(engine, args=args), prompts, greedy=False)
     unjudged = sum(problem.num_unjudged for problem in accuracy.problems)
-    assert not unjudged, f"{unjudged} samples could not be judged; the laboratory's rewards judge every text"
+    if unjudged:
+        raise ValueError(f"{unjudged} samples could not be judged: a study needs a reward that judges every text")
     return accuracy
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from pbsd.api import model_folder
 from pbsd.compare.study import Budget, Cell, CheckpointRule, FinalTest, Study, StudyError, Unit, Validation
-from pbsd.lab.worlds import World, world
+from pbsd.lab.worlds import world
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.run import determining_options
 
@@ -37,6 +37,7 @@ class Run:
         trial: the number of a tuning run's trial.
         recipe: the keys of a recipe file, without its folder.
         models_sha256: of the files of the base model and of an external teacher.
+        dataset_sha256: of the files of a local data set; None: generated, or on the hub.
         test: None for tuning runs.
     """
 
@@ -47,6 +48,7 @@ class Run:
     trial: int | None
     recipe: Mapping[str, Any]
     models_sha256: tuple[str, ...]
+    dataset_sha256: str | None
     budget: Budget
     validation: Validation
     test: FinalTest | None
@@ -117,17 +119,16 @@ def training_seed(cell: Cell, seed: int) -> int:
 
 def _run(study: Study, unit: Unit, tuned: Mapping[str, Any]) -> Run:
     cell, spec = unit.cell, study.methods[unit.method]
-    own_world = world(cell.task, cell.world)
-    model = study.models.get(cell.scale, own_world.base_name(cell.scale))
+    task = _task(study, cell)
     recipe = {
         "method": spec.method,
-        "model_name_or_path": model,
-        "dataset_name": own_world.dataset_name,
+        "model_name_or_path": study.models.get(cell.scale, task["model_name_or_path"]),
+        "dataset_name": task["dataset_name"],
         "dataset_train_size": study.train_problems,
         "dataset_test_split": "validation",
         "dataset_test_size": study.validation.problems,
         "dataset_seed": study.dataset_seed,
-        **_of_the_world(own_world),
+        **{key: value for key, value in task.items() if key not in ("model_name_or_path", "dataset_name")},
         "num_generations_eval": study.validation.samples,
         "seed": training_seed(cell, unit.seed),
         "use_cpu": True,
@@ -138,6 +139,7 @@ def _run(study: Study, unit: Unit, tuned: Mapping[str, Any]) -> Run:
         **spec.task_options.get(cell.task, {}),
         **tuned,
     }
+    models = (recipe["model_name_or_path"], recipe.get("teacher_model"))
     return Run(
         kind="final",
         method=unit.method,
@@ -145,7 +147,8 @@ def _run(study: Study, unit: Unit, tuned: Mapping[str, Any]) -> Run:
         seed=unit.seed,
         trial=None,
         recipe=recipe,
-        models_sha256=tuple(_model_sha256(name) for name in (model, recipe.get("teacher_model")) if name),
+        models_sha256=tuple(_model_sha256(name) for name in models if name),
+        dataset_sha256=_dataset_sha256(recipe["dataset_name"]),
         budget=study.budget,
         validation=study.validation,
         test=study.test,
@@ -153,11 +156,17 @@ def _run(study: Study, unit: Unit, tuned: Mapping[str, Any]) -> Run:
     )
 
 
-def _of_the_world(own_world: World) -> dict[str, Any]:
+def _task(study: Study, cell: Cell) -> dict[str, Any]:
+    """Keys of the recipe that come with a task."""
+    if own := study.tasks.get(cell.task):
+        return {"model_name_or_path": study.models[cell.scale], "dataset_name": own.dataset, **own.options}
+    found = world(cell.task, cell.world)
     return {
-        "reward_funcs": own_world.reward_funcs,
-        "teacher_prompt_template": own_world.teacher_prompt_template,
-        "max_completion_length": own_world.max_completion_length,
+        "model_name_or_path": found.base_name(cell.scale),
+        "dataset_name": found.dataset_name,
+        "reward_funcs": found.reward_funcs,
+        "teacher_prompt_template": found.teacher_prompt_template,
+        "max_completion_length": found.max_completion_length,
     }
 
 
@@ -174,6 +183,18 @@ def _model_sha256(model: str) -> str:
     for path in [*weights, *(folder / name for name in ("tokenizer.json", "config.json", "generation_config.json"))]:
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _dataset_sha256(name: str) -> str | None:
+    path = Path(name)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 

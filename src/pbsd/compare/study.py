@@ -26,6 +26,10 @@ SET_BY_THE_STUDY = (
 """Options of a recipe that no study may give: the world, the budget, the seeds or the command decide them."""
 
 
+OF_A_TASK = ("reward_funcs", "teacher_prompt_template", "max_completion_length")
+"""Of these, what a task of the user's own gives."""
+
+
 class StudyError(ValueError):
     """A study file that cannot be used."""
 
@@ -79,6 +83,18 @@ class CellSpec:
             yield Unit(method, Cell(task, world, scale), seed)
 
 
+OWN_WORLD = "own"
+"""The world of a task that is not the laboratory's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A task of the user's own: `dataset` has the splits train, validation and test; `options` are a recipe's."""
+
+    dataset: str
+    options: Mapping[str, Any]
+
+
 class Budget(NamedTuple):
     """A run ends at the first step at which student and teacher have generated so many tokens, or at `max_steps`."""
 
@@ -126,6 +142,7 @@ class Study:
     tuning: Tuning | None
     choices: Path | None
     models: Mapping[str, str]
+    tasks: Mapping[str, TaskSpec]
     dataset_seed: int
 
     @property
@@ -147,6 +164,7 @@ class Study:
             "tuning": self.tuning and self.tuning._asdict(),
             "checkpoint": self.checkpoint,
             "models": self.models,
+            "tasks": {name: asdict(spec) for name, spec in self.tasks.items()},
             "dataset_seed": self.dataset_seed,
         }
 
@@ -187,14 +205,15 @@ def _study(path: Path, values: Any) -> Study:
         values,
         "the study",
         required=("methods", "cells", "budget", "train", "validation", "test", "checkpoint"),
-        optional=("options", "tuning", "choices", "models", "dataset_seed"),
+        optional=("options", "tuning", "choices", "models", "tasks", "dataset_seed"),
     )
-    methods = _methods(values["methods"])
+    tasks = _tasks(values.get("tasks"))
+    methods = _methods(values["methods"], [*TASK_NAMES, *tasks])
     models = _mapping(values.get("models"), "models")
     study = Study(
         path=path,
         methods=methods,
-        cells=_cells(values["cells"], methods, [*SCALES, *models]),
+        cells=_cells(values["cells"], methods, [*SCALES, *models], tasks),
         options=_options(values.get("options"), "options"),
         budget=Budget(**_counts(values["budget"], "budget", Budget._fields)),
         train_problems=_counts(values["train"], "train", ("problems",))["problems"],
@@ -204,21 +223,36 @@ def _study(path: Path, values: Any) -> Study:
         tuning=_tuning(values.get("tuning"), [*SCALES, *models]),
         choices=path.parent / values["choices"] if "choices" in values else None,
         models={scale: str(folder) for scale, folder in models.items()},
+        tasks=tasks,
         dataset_seed=_whole(values.get("dataset_seed", 0), "dataset_seed", least=0),
     )
+    _check_tasks(study)
     _check_budget(study)
     _check_tuning(study)
     return study
 
 
-def _methods(values: Any) -> dict[str, MethodSpec]:
+def _tasks(values: Any) -> dict[str, TaskSpec]:
+    found = {}
+    for name, spec in _mapping(values, "tasks").items():
+        where = f"tasks.{name}"
+        if name in TASK_NAMES:
+            raise StudyError(f"{where}: the laboratory has a task of that name: choose another")
+        _check_keys(spec, where, required=("dataset", "options"))
+        options = _mapping(spec["options"], f"{where}.options")
+        _options({key: value for key, value in options.items() if key not in OF_A_TASK}, f"{where}.options")
+        found[name] = TaskSpec(dataset=str(spec["dataset"]), options=options)
+    return found
+
+
+def _methods(values: Any, tasks: Sequence[str]) -> dict[str, MethodSpec]:
     found = {}
     for name, spec in _mapping(values, "methods", least=1).items():
         where = f"methods.{name}"
         _check_keys(spec, where, required=("method",), optional=("options", "task_options", "tune", "choices_of"))
         by_task = _mapping(spec.get("task_options"), f"{where}.task_options")
         for task in by_task:
-            _one_of(task, f"{where}.task_options", TASK_NAMES)
+            _one_of(task, f"{where}.task_options", tasks)
         found[name] = MethodSpec(
             name=name,
             method=str(spec["method"]),
@@ -244,15 +278,17 @@ def _trials(values: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(trials)
 
 
-def _cells(values: Any, methods: Mapping[str, MethodSpec], scales: Sequence[str]) -> tuple[CellSpec, ...]:
-    worlds = sorted({name for _, name in WORLDS})
+def _cells(
+    values: Any, methods: Mapping[str, MethodSpec], scales: Sequence[str], tasks: Mapping[str, TaskSpec]
+) -> tuple[CellSpec, ...]:
+    worlds = [*sorted({name for _, name in WORLDS}), *([OWN_WORLD] if tasks else [])]
     cells = []
     for place, spec in enumerate(_items(values, "cells")):
         where = f"cells[{place}]"
         _check_keys(spec, where, required=("tasks", "worlds", "scales", "seeds"), optional=("methods",))
         cells.append(
             CellSpec(
-                tasks=_names(spec["tasks"], f"{where}.tasks", TASK_NAMES),
+                tasks=_names(spec["tasks"], f"{where}.tasks", [*TASK_NAMES, *tasks]),
                 worlds=_names(spec["worlds"], f"{where}.worlds", worlds),
                 scales=_names(spec["scales"], f"{where}.scales", scales),
                 methods=_names(spec.get("methods", list(methods)), f"{where}.methods", list(methods)),
@@ -272,6 +308,19 @@ def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
         seeds=_seeds(values["seeds"], "tuning.seeds"),
         **counts,
     )
+
+
+def _check_tasks(study: Study) -> None:
+    for cell in dict.fromkeys(unit.cell for unit in study.units()):
+        is_own = cell.task in study.tasks
+        if is_own != (cell.world == OWN_WORLD):
+            raise StudyError(
+                f"cells: {cell.task} in world {cell.world!r}: the tasks under `tasks`, and they alone, have the world "
+                f"{OWN_WORLD!r}; put them in a block of their own"
+            )
+        scales = {cell.scale, study.tuning.scale} if study.tuning else {cell.scale}
+        if is_own and (missing := sorted(scales - study.models.keys())):
+            raise StudyError(f"models: {cell.task} is trained at scale {missing[0]!r}: give `{missing[0]}: FOLDER`")
 
 
 def _check_budget(study: Study) -> None:

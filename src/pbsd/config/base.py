@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from pbsd.diagnostics.alarms import RULES, resolve_thresholds
 from pbsd.diagnostics.text import check_phrases
 from pbsd.rollouts.sampler import SamplingParams
-from pbsd.teacher import TeacherKind
+from pbsd.teacher import RefreshMeasure, TeacherKind
 
 ContextArm = Literal["paired", "shuffled", "none"]
 """Which context the teacher is shown: its row's, another row's, or nothing."""
@@ -103,6 +103,11 @@ class RolloutConfig(TrainingArguments):
     leakage_phrases: list[str] | None = option(
         None,
         "Regular expressions, case ignored, that count as citing the context beside those of pbsd.diagnostics.text.",
+    )
+    log_token_ratios: bool = option(
+        True,
+        "Write each token's text and log-ratio to samples.jsonl, for methods that have one; off saves disk space where "
+        "completions are long.",
     )
     alarms: dict[str, Any] | str | None = option(
         None,
@@ -222,8 +227,14 @@ class TeacherConfig(RolloutConfig):
     ema_decay: float = option(0.99, "ema: weight of the old average at each step (0.99 keeps 99 percent).")
     teacher_refresh_steps: int = option(50, "refreshed: copy the student (or check the rule) every so many steps.")
     teacher_refresh_margin: float | None = option(
-        None, "refreshed: copy only if the student's mean reward leads the teacher's by this much since the last check."
+        None, "refreshed: copy only if the mean reward of the challenger leads the teacher's by this much."
     )
+    teacher_refresh_measure: RefreshMeasure = option(
+        "student",
+        "Challenger of the margin. student: its samples since the last check; context: the refreshed teacher's, under "
+        "its prompts, as many as the teacher's, in the step of the check (they count as generated).",
+    )
+    teacher_refresh_blend: float = option(1.0, "refreshed: weight of the student in the new teacher; 1 copies it.")
     context: ContextArm = option(
         "paired",
         "Control arms. paired: the teacher sees its row's privileged_context; shuffled: that of another row, never an "
@@ -249,6 +260,15 @@ class TeacherConfig(RolloutConfig):
                 "teacher_refresh_margin compares rewards of student and teacher samples for teacher='refreshed'; "
                 f"{type(self).__name__} with teacher={self.teacher!r} cannot: leave it out"
             )
+        if not 0 < self.teacher_refresh_blend <= 1:
+            raise ValueError(f"teacher_refresh_blend must lie in (0, 1], got {self.teacher_refresh_blend}")
+        for name, default in {"teacher_refresh_measure": "student", "teacher_refresh_blend": 1.0}.items():
+            needed = "teacher='refreshed'" if name.endswith("blend") else "teacher_refresh_margin"
+            is_there = (
+                self.teacher == "refreshed" if name.endswith("blend") else self.teacher_refresh_margin is not None
+            )
+            if getattr(self, name) != default and not is_there:
+                raise ValueError(f"{name} is read with {needed} alone: set that, or leave it out")
         if self.teacher in ("live", "ema") and not self.uses_rewards:
             warnings.warn(
                 f"teacher={self.teacher!r} with {self.objective} reads no reward: a moving teacher without labels is a "

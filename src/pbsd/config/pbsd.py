@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pbsd.config.base import TeacherSamplesConfig, as_dict, option
 from pbsd.losses.preference import PreferenceLoss
@@ -41,6 +41,22 @@ class PBSDConfig(TeacherSamplesConfig):
     preference_coef: float = option(1.0, "Weight of the pair loss (the paper's objective).")
     group_coef: float = option(0.0, "Weight of the log-variance of h - r over all judged samples of a prompt.")
     imitation_coef: float = option(0.0, "Weight of the reward-tilted cross-entropy on the teacher's samples.")
+    imitation_from: Literal["teacher", "union"] = option(
+        "teacher",
+        "imitation: the teacher's samples, or the union with the student's, each weighed by T over the mixture that "
+        "the prompt's samples come from.",
+    )
+    imitation_weights: Literal["group", "exact"] = option(
+        "group",
+        "imitation: exp(reward_scale r / beta) over its sum in the group, biased in small groups, or over its value at "
+        "reward_max: exact, and little weight on prompts where nothing is rewarded.",
+    )
+    imitation_prompts: Literal["all", "failing"] = option(
+        "all",
+        "imitation: all prompts alike, or each weighed by the share of the student's other samples that fail, so that "
+        "it leads where success is rare and leaves the rest to the other terms.",
+    )
+    reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
         0.0, "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward."
     )
@@ -56,6 +72,11 @@ class PBSDConfig(TeacherSamplesConfig):
         f"them; two points at one step are a jump. Names: {', '.join(SCHEDULED)}.",
     )
     num_teacher_generations: int = option(4, "Teacher completions per prompt (K_T); 0 where no objective needs them.")
+    adaptive_generations: bool = option(
+        False,
+        "Share K_S + K_T completions out by need: the student writes half of K_S; of the rest the teacher writes the "
+        "share of these that fail (at least one), the student what is left.",
+    )
     pairing: Pairing = option("all", "cross: teacher against student samples; all: every two of the union.")
     pair_policy: PairPolicy = option("oriented", "Which pairs stay: all (the paper), correct, improving or oriented.")
     keep_ties: bool = option(False, "oriented: keep pairs of equal reward with label 1/2 instead of dropping them.")
@@ -90,6 +111,14 @@ class PBSDConfig(TeacherSamplesConfig):
                 "pairing='all' and imitation_coef=0"
             )
 
+        if self.adaptive_generations and not self.num_teacher_generations:
+            raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
+        untruncated = self.temperature == 1 and self.top_p == 1 and not self.top_k and not self.min_p
+        if self.imitation_from == "union" and not untruncated:
+            raise ValueError(
+                "imitation_from='union' weighs samples by the probability they were drawn with: it needs "
+                "temperature=1, top_p=1, top_k=0 and no min_p"
+            )
         if self.leakage_guard == "downweight" and self.may_use("group"):
             raise ValueError(
                 "leakage_guard='downweight' has no meaning for group_coef, whose variance weighs its samples alike: "

@@ -11,21 +11,22 @@ KLGradient = Literal["exact", "pathwise"]
 Baseline = Literal["leave_one_out", "none"]
 
 
-def mixture_log_ratio(teacher_BG: Tensor, student_BG: Tensor, *, teacher_fraction: float) -> Tensor:
+def mixture_log_ratio(teacher_BG: Tensor, student_BG: Tensor, *, teacher_fraction: float | Tensor) -> Tensor:
     """log T - log q for samples of the mixture q = a T + (1 - a) S, a = teacher_fraction, [B, G], without gradient.
 
     At a > 0 the ratio is at most 1/a, so no weight explodes; at a = 0 (student samples only) it has no bound.
 
     Args:
         teacher_BG, student_BG: sequence log-probabilities of every member, of both kinds, under both samplers.
+        teacher_fraction: one number, or a tensor that goes with the others.
 
     Raises:
         ValueError: teacher_fraction outside [0, 1].
     """
-    if not 0 <= teacher_fraction <= 1:
-        raise ValueError(f"teacher_fraction must be in [0, 1], got {teacher_fraction}")
     teacher_BG, student_BG = teacher_BG.detach(), student_BG.detach()
     fraction = torch.as_tensor(teacher_fraction, dtype=teacher_BG.dtype, device=teacher_BG.device)
+    if not ((fraction >= 0) & (fraction <= 1)).all():
+        raise ValueError(f"teacher_fraction must be in [0, 1], got {teacher_fraction}")
     return teacher_BG - torch.logaddexp(teacher_BG + fraction.log(), student_BG + (1 - fraction).log())
 
 
@@ -37,14 +38,18 @@ def imitation_loss(
     beta: float,
     reward_scale: float = 1.0,
     log_ratio_BG: Tensor | None = None,
+    reward_max: float | None = None,
 ) -> Tensor:
     """Reward-tilted cross-entropy, -sum_i w_i log pi(y_i), [B]: KL(P* || pi) up to a constant, by samples of T.
 
-    w = softmax over the group's valid members of reward_scale r / beta + log_ratio. Weights get no gradient.
+    Weights get no gradient. Over the n valid members of the group they are, with e = reward_scale r / beta + log_ratio,
 
-    Self-normalising makes the weights bounded and biased: a group of one copies the teacher whatever its reward, as
-    does a group whose rewards are all equal. The expected target of groups of G is off P* by
-    P*(y) (E_T[w^2] - w(y)) / G to first order, w = P*/T here.
+    - by default the softmax of e: bounded and biased. A group of one copies the teacher whatever its reward, as does a
+      group whose rewards are all equal. The expected target of groups of G is off P* by P*(y) (E_T[w^2] - w(y)) / G to
+      first order, w = P*/T here.
+    - with `reward_max`, exp(e - reward_scale reward_max / beta) / n: the expected loss is Z KL(P* || pi) up to a
+      constant, whatever the group's size, with Z = E_T[exp(reward_scale (r - reward_max) / beta)]. P* is the optimum,
+      and prompts count by Z: a group without rewards worth learning has hardly any weight.
 
     Args:
         policy_BG: sequence log-probabilities of the group's members, natural, summed over completion tokens.
@@ -55,18 +60,27 @@ def imitation_loss(
         [B]; 0 without gradient for a group without valid members.
 
     Raises:
-        ValueError: beta not positive.
+        ValueError: beta not positive, or a reward above reward_max, whose weight would have no bound.
     """
     if beta <= 0:
         raise ValueError(f"beta must be positive, got {beta}")
     valid_BG = torch.ones_like(policy_BG, dtype=torch.bool) if mask_BG is None else mask_BG.bool()
-    log_weight_BG = reward_scale / beta * reward_BG.detach().to(policy_BG.dtype)
+    if reward_max is not None and (reward_BG[valid_BG] > reward_max).any():
+        raise ValueError(
+            f"a reward is {reward_BG[valid_BG].max().item():g}, above reward_max={reward_max:g}: set reward_max to the "
+            "largest reward there can be"
+        )
+    log_weight_BG = reward_scale / beta * (reward_BG.detach().to(policy_BG.dtype) - (reward_max or 0.0))
     if log_ratio_BG is not None:
         log_weight_BG = log_weight_BG + log_ratio_BG.detach()
     # The least finite number, not -inf: a group without valid members then has finite weights on log-probs of 0.
     log_weight_BG = torch.where(valid_BG, log_weight_BG, torch.finfo(log_weight_BG.dtype).min)
     policy_BG = torch.where(valid_BG, policy_BG, torch.zeros_like(policy_BG))
-    return -(log_weight_BG.softmax(-1) * policy_BG).sum(-1)
+    if reward_max is None:
+        weight_BG = log_weight_BG.softmax(-1)
+    else:
+        weight_BG = log_weight_BG.exp() / valid_BG.sum(-1, keepdim=True).clamp(min=1)
+    return -(weight_BG * policy_BG).sum(-1)
 
 
 def direct_loss(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 from pbsd.config import RolloutConfig
 from pbsd.diagnostics.rollouts import sample_metrics
 from pbsd.engine import Engine, rollout_metrics
-from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 
 Config = TypeVar("Config", bound=RolloutConfig)
+_SECOND_ROUND = 1
 
 
 class Method(Protocol):
@@ -48,19 +51,51 @@ class EngineMethod(Generic[Config]):
         self.engine = engine
         self.teacher = engine.teacher
 
-    def sample(self, prompts: Sequence[Prompt], counts: Mapping[Role, int], step: int) -> tuple[list[Rollout], Metrics]:
-        """Fresh graded samples of the roles, and their metrics; a teacher's refresh rule sees the rewards."""
-        args, engine = self.args, self.engine
-        rollouts = engine.sample(prompts, counts, key=(args.seed, step), params=args.sampling_params())
-        rollouts, scores = engine.grade(prompts, rollouts)
-        if self.teacher is not None and self.teacher.kind == "refreshed":
-            self.teacher.observe(
-                engine.gather([r.reward for r in rollouts if r.role == "student" and r.reward is not None]),
-                engine.gather([r.reward for r in rollouts if r.role == "teacher" and r.reward is not None]),
-            )
-        metrics = rollout_metrics(rollouts, scores)
-        metrics.merge(sample_metrics(prompts, rollouts, args.leakage_phrases or []))
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        counts: Mapping[Role, int],
+        step: int,
+        *,
+        then: Callable[[Sequence[Rollout]], Mapping[Role, Sequence[int]]] | None = None,
+    ) -> tuple[list[Rollout], Metrics]:
+        """Fresh graded samples of the roles, and their metrics; a teacher's refresh rule sees the rewards. `then` says
+        of these how many more each role is to write for each prompt."""
+        key = (self.args.seed, step)
+        rollouts, outcomes = self._draw(prompts, counts, key)
+        if then is not None:
+            more, more_outcomes = self._draw(prompts, then(rollouts), (*key, _SECOND_ROUND))
+            rollouts, outcomes = rollouts + more, Counter(outcomes) + Counter(more_outcomes)
+        metrics = rollout_metrics(rollouts, outcomes)
+        metrics.merge(sample_metrics(prompts, rollouts, self.args.leakage_phrases or []))
+        metrics.merge(self._observe_refresh(prompts, rollouts, step))
         return rollouts, metrics
+
+    def _draw(
+        self, prompts: Sequence[Prompt], counts: Mapping[Role, int | Sequence[int]], key: tuple[int, ...]
+    ) -> tuple[list[Rollout], dict[str, int]]:
+        """Graded samples, and how often each outcome of a reward function happened."""
+        rollouts = self.engine.sample(prompts, counts, key=key, params=self.args.sampling_params())
+        rollouts, scores = self.engine.grade(prompts, rollouts)
+        return rollouts, scores.outcomes
+
+    def _observe_refresh(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int) -> Metrics:
+        """Tell the teacher's refresh rule the rewards that it waits for, a mean per prompt."""
+        metrics = Metrics()
+        teacher = self.teacher
+        if teacher is None or (challenger := teacher.challenger(step + 1)) is None:
+            return metrics
+        rewards = {role: _mean_rewards(own) for role, own in sampled_by_role(rollouts)}
+        if challenger == "context":
+            number = max(Counter(r.prompt for r in rollouts if r.role == "teacher").values())
+            with teacher.as_refreshed():
+                # The teacher's own random numbers: equal weights give equal rewards.
+                candidates, _ = self._draw(prompts, {"teacher": number}, (self.args.seed, step))
+            rewards["student"] = _mean_rewards(candidates)
+            metrics.observe("reward/refreshed_teacher", rewards["student"])
+            metrics.count("tokens/refreshed_teacher", sum(len(rollout.completion_ids) for rollout in candidates))
+        teacher.observe(*(self.engine.gather(rewards.get(role, [])) for role in ("student", "teacher")))
+        return metrics
 
     def after_step(self, step: int) -> None:
         if self.teacher is not None:
@@ -72,3 +107,12 @@ class EngineMethod(Generic[Config]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
+
+
+def _mean_rewards(rollouts: Sequence[Rollout]) -> list[float]:
+    """Of every prompt that has a judged one."""
+    rewards: dict[int, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None:
+            rewards.setdefault(rollout.prompt, []).append(rollout.reward)
+    return [math.fsum(own) / len(own) for own in rewards.values()]

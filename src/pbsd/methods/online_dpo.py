@@ -17,7 +17,16 @@ from pbsd.losses.preference import preference_loss
 from pbsd.methods.method import EngineMethod
 from pbsd.pairs import make_pairs
 from pbsd.records import Batch, Metrics, Pair, Prompt, Rollout
-from pbsd.samples import Loss, no_loss, observe_pair, observe_student, pair_record, score_reference, score_student
+from pbsd.samples import (
+    Loss,
+    log_ratios,
+    no_loss,
+    observe_pair,
+    observe_student,
+    pair_record,
+    score_reference,
+    score_student,
+)
 
 
 class OnlineDPO(EngineMethod[OnlineDPOConfig]):
@@ -58,15 +67,15 @@ class OnlineDPO(EngineMethod[OnlineDPOConfig]):
             reward_scale=self.args.reward_scale,
         )
 
-        ratios_B = (policy_B.detach() - reference_B).tolist()
+        found = log_ratios(self.engine, batch, used, scores, against="reference")
         metrics, samples = Metrics(), []
         metrics.observe("loss/preference", loss_B.tolist())
         metrics.count("tokens/trained", scores.mask_BT.sum().item())
         for pair, value in zip(batch.pairs, loss_B.tolist(), strict=True):
-            ratios = ratios_B[place[pair.chosen]], ratios_B[place[pair.rejected]]
+            ratios = found[pair.chosen]["log_ratio"], found[pair.rejected]["log_ratio"]
             margin = self.args.beta * (ratios[0] - ratios[1])
             observe_pair(metrics, batch, pair, ratios, margin, against="reference")
-            samples.append(pair_record(batch, pair, ratios, margin, value))
+            samples.append(pair_record(batch, pair, found, margin, value))
         observe_student(metrics, batch, used, scores)
         return loss_B.sum(), metrics, samples
 

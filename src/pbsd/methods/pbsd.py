@@ -8,7 +8,7 @@ other projections of the same target (DESIGN 2.8) can take its place or join it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,14 @@ from pbsd.distillation import teacher_distributions
 from pbsd.engine import Engine
 from pbsd.losses.divergence import kl_student_teacher
 from pbsd.losses.preference import group_log_variance_loss, preference_loss
-from pbsd.losses.projection import direct_loss, imitation_loss
+from pbsd.losses.projection import direct_loss, imitation_loss, mixture_log_ratio
 from pbsd.methods.method import EngineMethod
 from pbsd.pairs import make_pairs
-from pbsd.records import Batch, Metrics, Prompt, Role
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
 from pbsd.samples import (
     Loss,
     guard_leakage,
+    log_ratios,
     no_loss,
     observe_pair,
     observe_student,
@@ -49,8 +50,7 @@ class PBSD(EngineMethod[PBSDConfig]):
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
-        counts: dict[Role, int] = {"teacher": args.num_teacher_generations, "student": args.num_generations}
-        rollouts, metrics = self.sample(prompts, {role: n for role, n in counts.items() if n}, step)
+        rollouts, metrics = self._sample(prompts, step)
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
         rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=args.reuse_sampler_logprobs)
@@ -74,6 +74,20 @@ class PBSD(EngineMethod[PBSDConfig]):
             metrics.observe(f"loss/{name}", [args.at_step(name, step)])
         totals = {name: float(sum(engine.gather([number]))) for name, number in self._numbers(batch).items()}
         return replace(batch, totals={"step": step, **totals}), metrics
+
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Rollout], Metrics]:
+        args = self.args
+        if not args.adaptive_generations:
+            counts: dict[Role, int] = {"teacher": args.num_teacher_generations, "student": args.num_generations}
+            return self.sample(prompts, {role: n for role, n in counts.items() if n}, step)
+        first = -(-args.num_generations // 2)
+        rest = args.num_generations + args.num_teacher_generations - first
+
+        def second(rollouts: Sequence[Rollout]) -> dict[Role, list[int]]:
+            teacher = [_teacher_share([rollouts[i] for i in own], rest) for own in _members(rollouts, len(prompts))]
+            return {"teacher": teacher, "student": [rest - n for n in teacher]}
+
+        return self.sample(prompts, {"student": first}, step, then=second)
 
     def weight(self, batch: Batch) -> float:
         return self._numbers(batch)[self._unit(batch)]
@@ -109,10 +123,10 @@ class PBSD(EngineMethod[PBSDConfig]):
                 loss = loss + coefs[name] * values[name].sum() * (unit / numbers[counted_as])
 
         metrics.count("tokens/trained", rows.scores.mask_BT.sum().item())
-        samples = self._pair_records(metrics, rows, values["preference"]) if batch.pairs else []
+        ratios = log_ratios(self.engine, batch, rows.used, rows.scores, against="teacher")
+        samples = self._pair_records(metrics, batch, ratios, values["preference"]) if batch.pairs else []
         if not self.args.uses_pairs:
-            ratio_B = (rows.policy_B.detach() - rows.teacher_B).tolist()
-            samples = [rollout_record(batch, i, log_ratio=ratio_B[row]) for row, i in enumerate(rows.used)]
+            samples = [rollout_record(batch, index, **ratios[index]) for index in rows.used]
         observe_student(metrics, batch, rows.used, rows.scores)
         return loss, metrics, samples
 
@@ -151,13 +165,18 @@ class PBSD(EngineMethod[PBSDConfig]):
         )
 
     def _imitation(self, rows: _Rows) -> Tensor:
-        rows_PG, mask_PG = rows.by_prompt(rows.judged("teacher"), at_least=1)
+        args = self.args
+        is_union = args.imitation_from == "union"
+        rows_PG, mask_PG = rows.by_prompt(rows.judged(None if is_union else "teacher"), at_least=1)
+        share_B = rows.weight_B * (rows.failure_B if args.imitation_prompts == "failing" else 1.0)
         return imitation_loss(
-            (rows.weight_B * rows.policy_B)[rows_PG],  # linear in it: each sample's share of the term
+            (share_B * rows.policy_B)[rows_PG],  # linear in it: each sample's share of the term
             rows.reward_B[rows_PG],
             mask_PG,
-            beta=self.args.beta,
+            beta=args.beta,
             reward_scale=self._reward_scale(rows.batch),
+            log_ratio_BG=rows.log_ratio_to_mixture_B[rows_PG] if is_union else None,
+            reward_max=args.reward_max if args.imitation_weights == "exact" else None,
         )
 
     def _direct(self, rows: _Rows) -> Tensor:
@@ -216,10 +235,11 @@ class PBSD(EngineMethod[PBSDConfig]):
                 judged[rollout.prompt] += 1
                 teacher[rollout.prompt] += rollout.role == "teacher"
                 own += rollout.role == "student"
+        imitated = judged if self.args.imitation_from == "union" else teacher
         return {
             "preference": len(batch.pairs),
             "group": sum(number >= 2 for number in judged),
-            "imitation": sum(number >= 1 for number in teacher),
+            "imitation": sum(number >= 1 for number in imitated),
             "direct": own,
         }
 
@@ -228,15 +248,15 @@ class PBSD(EngineMethod[PBSDConfig]):
         coefs, numbers = self._coefs(batch), batch.totals or self._numbers(batch)
         return next((name for name in PROJECTIONS if coefs[name] and numbers[name]), "preference")
 
-    def _pair_records(self, metrics: Metrics, rows: _Rows, loss_B: Tensor) -> list[dict[str, Any]]:
-        ratio_B = (rows.policy_B.detach() - rows.teacher_B).tolist()
-        chosen, rejected = (side.tolist() for side in rows.pair_rows())
+    def _pair_records(
+        self, metrics: Metrics, batch: Batch, ratios: Mapping[int, Mapping[str, Any]], loss_B: Tensor
+    ) -> list[dict[str, Any]]:
         samples = []
-        for pair, loss, one, other in zip(rows.batch.pairs, loss_B.tolist(), chosen, rejected, strict=True):
-            ratios = ratio_B[one], ratio_B[other]
-            margin = self.args.beta * (ratios[0] - ratios[1])
-            observe_pair(metrics, rows.batch, pair, ratios, margin, against="teacher")
-            samples.append(pair_record(rows.batch, pair, ratios, margin, loss))
+        for pair, loss in zip(batch.pairs, loss_B.tolist(), strict=True):
+            sides = ratios[pair.chosen]["log_ratio"], ratios[pair.rejected]["log_ratio"]
+            margin = self.args.beta * (sides[0] - sides[1])
+            observe_pair(metrics, batch, pair, sides, margin, against="teacher")
+            samples.append(pair_record(batch, pair, ratios, margin, loss))
         return samples
 
 
@@ -264,6 +284,38 @@ class _Rows:
     @property
     def weight_B(self) -> Tensor:
         return self.policy_B.new_tensor([self.batch.rollouts[index].weight for index in self.used])
+
+    @property
+    def _members(self) -> list[list[int]]:
+        return _members(self.batch.rollouts, len(self.batch.prompts))
+
+    @property
+    def failure_B(self) -> Tensor:
+        """Share of the student's samples of the row's prompt, the row itself left out, that are not correct; 1 where
+        there are none. Independent of the row, so a weight that leaves the row's target where it is."""
+        own = [
+            [
+                i
+                for i in members
+                if self.batch.rollouts[i].role == "student" and self.batch.rollouts[i].correct is not None
+            ]
+            for members in self._members
+        ]
+
+        def failure(index: int) -> float:
+            others = [self.batch.rollouts[i] for i in own[self.batch.rollouts[index].prompt] if i != index]
+            return sum(not other.correct for other in others) / len(others) if others else 1.0
+
+        return self.policy_B.new_tensor([failure(index) for index in self.used])
+
+    @property
+    def log_ratio_to_mixture_B(self) -> Tensor:
+        """log T - log q, q the mixture of teacher and student that the prompt's samples come from."""
+        rollouts = self.batch.rollouts
+        taught = [[rollouts[index].role == "teacher" for index in own] for own in self._members]
+        fractions = [sum(own) / max(len(own), 1) for own in taught]
+        fraction_B = self.policy_B.new_tensor([fractions[rollouts[index].prompt] for index in self.used])
+        return mixture_log_ratio(self.teacher_B, self.policy_B, teacher_fraction=fraction_B)
 
     @property
     def pair_weight_B(self) -> Tensor:
@@ -295,3 +347,19 @@ class _Rows:
         rows_PG = torch.tensor([line + line[:1] * (width - len(line)) for line in kept], device=device)
         mask_PG = torch.tensor([[place < len(line) for place in range(width)] for line in kept], device=device)
         return rows_PG.view(-1, width).long(), mask_PG.view(-1, width).bool()
+
+
+def _members(rollouts: Sequence[Rollout], prompts: int) -> list[list[int]]:
+    """Which rollouts each prompt has."""
+    members: list[list[int]] = [[] for _ in range(prompts)]
+    for index, rollout in enumerate(rollouts):
+        members[rollout.prompt].append(index)
+    return members
+
+
+def _teacher_share(first: Sequence[Rollout], rest: int) -> int:
+    """How many of a prompt's remaining completions the teacher writes: the share of the student's first ones that
+    fail, half where none could be judged, and at least one."""
+    judged = [not rollout.correct for rollout in first if rollout.correct is not None]
+    failing = sum(judged) / len(judged) if judged else 0.5
+    return max(1, round(failing * rest))

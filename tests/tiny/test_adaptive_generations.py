@@ -1,0 +1,61 @@
+"""Samples shared out between student and teacher by need."""
+
+from collections import Counter
+from dataclasses import replace
+
+from pbsd.methods.pbsd import _teacher_share
+
+
+def counts(trainer, step=0):
+    batch, metrics = trainer.method.collect(trainer.train_dataset.prompts[:4], step)
+    return (
+        [Counter(rollout.role for rollout in batch.rollouts if rollout.prompt == prompt) for prompt in range(4)],
+        batch,
+        metrics.summary(),
+    )
+
+
+def grader(*solved):
+    """Rewards the samples of these prompts."""
+
+    def reward(completions, prompts, **columns):
+        names = list(dict.fromkeys(prompts))
+        return [float(names.index(prompt) in solved) for prompt in prompts]
+
+    return reward
+
+
+def test_the_teacher_writes_where_the_student_fails(make_trainer):
+    """K_S + K_T = 5 + 3. The student writes 3; the other 5 are the teacher's where all 3 fail, but for one the
+    student's where all are right."""
+    trainer = make_trainer(
+        rewards=grader(1, 3), num_generations=5, num_teacher_generations=3, adaptive_generations=True, pairing="all"
+    )
+    shared, batch, metrics = counts(trainer)
+    assert shared == [
+        {"student": 3, "teacher": 5}, {"student": 7, "teacher": 1}, {"student": 3, "teacher": 5},
+        {"student": 7, "teacher": 1},
+    ]  # fmt: skip
+    assert metrics["tokens/student"] + metrics["tokens/teacher"] == batch.sampled_tokens
+    assert len({rollout.completion_ids for rollout in batch.rollouts}) > 20  # no round repeats another's numbers
+    trainer.train()
+
+
+def test_the_same_step_gives_the_same_samples(make_trainer):
+    trainer = make_trainer(num_generations=3, num_teacher_generations=2, adaptive_generations=True, pairing="all")
+    first, again, later = (counts(trainer, step)[1].rollouts for step in (0, 0, 1))
+    assert first == again != later
+
+
+def test_share_by_hand(make_trainer):
+    """Of two judged samples one fails: half of 6. None judged: half. All right: one all the same."""
+    trainer = make_trainer()
+    sample = trainer.method.collect(trainer.train_dataset.prompts[:1], 0)[0].rollouts[0]
+
+    def first(*correct):
+        return [replace(sample, correct=value) for value in correct]
+
+    assert _teacher_share(first(True, False, None), 6) == 3
+    assert _teacher_share(first(None, None), 6) == 3
+    assert _teacher_share(first(True, True), 6) == 1
+    assert _teacher_share(first(False, False), 6) == 6
