@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
+from pbsd.compare.fields import StudyError, check_keys, counts, items, mapping, names, one_of, seeds, whole
 from pbsd.lab.bases import SCALES, TASK_NAMES
 from pbsd.lab.worlds import WORLDS
 
@@ -28,10 +28,6 @@ SET_BY_THE_STUDY = (
 
 OF_A_TASK = ("reward_funcs", "teacher_prompt_template", "max_completion_length")
 """Of these, what a task of the user's own gives."""
-
-
-class StudyError(ValueError):
-    """A study file that cannot be used."""
 
 
 class Cell(NamedTuple):
@@ -201,7 +197,7 @@ def load_study(path: str | Path) -> Study:
 
 
 def _study(path: Path, values: Any) -> Study:
-    _check_keys(
+    check_keys(
         values,
         "the study",
         required=("methods", "cells", "budget", "train", "validation", "test", "checkpoint"),
@@ -209,22 +205,22 @@ def _study(path: Path, values: Any) -> Study:
     )
     tasks = _tasks(values.get("tasks"))
     methods = _methods(values["methods"], [*TASK_NAMES, *tasks])
-    models = _mapping(values.get("models"), "models")
+    models = mapping(values.get("models"), "models")
     study = Study(
         path=path,
         methods=methods,
         cells=_cells(values["cells"], methods, [*SCALES, *models], tasks),
         options=_options(values.get("options"), "options"),
-        budget=Budget(**_counts(values["budget"], "budget", Budget._fields)),
-        train_problems=_counts(values["train"], "train", ("problems",))["problems"],
-        validation=Validation(**_counts(values["validation"], "validation", Validation._fields)),
-        test=FinalTest(**_counts(values["test"], "test", FinalTest._fields)),
-        checkpoint=_one_of(values["checkpoint"], "checkpoint", get_args(CheckpointRule)),
+        budget=Budget(**counts(values["budget"], "budget", Budget._fields)),
+        train_problems=counts(values["train"], "train", ("problems",))["problems"],
+        validation=Validation(**counts(values["validation"], "validation", Validation._fields)),
+        test=FinalTest(**counts(values["test"], "test", FinalTest._fields)),
+        checkpoint=one_of(values["checkpoint"], "checkpoint", get_args(CheckpointRule)),
         tuning=_tuning(values.get("tuning"), [*SCALES, *models]),
         choices=path.parent / values["choices"] if "choices" in values else None,
         models={scale: str(folder) for scale, folder in models.items()},
         tasks=tasks,
-        dataset_seed=_whole(values.get("dataset_seed", 0), "dataset_seed", least=0),
+        dataset_seed=whole(values.get("dataset_seed", 0), "dataset_seed", least=0),
     )
     _check_tasks(study)
     _check_budget(study)
@@ -234,12 +230,12 @@ def _study(path: Path, values: Any) -> Study:
 
 def _tasks(values: Any) -> dict[str, TaskSpec]:
     found = {}
-    for name, spec in _mapping(values, "tasks").items():
+    for name, spec in mapping(values, "tasks").items():
         where = f"tasks.{name}"
         if name in TASK_NAMES:
             raise StudyError(f"{where}: the laboratory has a task of that name: choose another")
-        _check_keys(spec, where, required=("dataset", "options"))
-        options = _mapping(spec["options"], f"{where}.options")
+        check_keys(spec, where, required=("dataset", "options"))
+        options = mapping(spec["options"], f"{where}.options")
         _options({key: value for key, value in options.items() if key not in OF_A_TASK}, f"{where}.options")
         found[name] = TaskSpec(dataset=str(spec["dataset"]), options=options)
     return found
@@ -247,12 +243,12 @@ def _tasks(values: Any) -> dict[str, TaskSpec]:
 
 def _methods(values: Any, tasks: Sequence[str]) -> dict[str, MethodSpec]:
     found = {}
-    for name, spec in _mapping(values, "methods", least=1).items():
+    for name, spec in mapping(values, "methods", least=1).items():
         where = f"methods.{name}"
-        _check_keys(spec, where, required=("method",), optional=("options", "task_options", "tune", "choices_of"))
-        by_task = _mapping(spec.get("task_options"), f"{where}.task_options")
+        check_keys(spec, where, required=("method",), optional=("options", "task_options", "tune", "choices_of"))
+        by_task = mapping(spec.get("task_options"), f"{where}.task_options")
         for task in by_task:
-            _one_of(task, f"{where}.task_options", tasks)
+            one_of(task, f"{where}.task_options", tasks)
         found[name] = MethodSpec(
             name=name,
             method=str(spec["method"]),
@@ -271,7 +267,7 @@ def _trials(values: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(values, list):
         trials = [_options(trial, f"{where}[{place}]") for place, trial in enumerate(values)]
     else:
-        grid = {name: _items(choices, f"{where}.{name}") for name, choices in _options(values, where).items()}
+        grid = {name: items(choices, f"{where}.{name}") for name, choices in _options(values, where).items()}
         trials = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
     if any(trial in trials[:place] for place, trial in enumerate(trials)):
         raise StudyError(f"{where}: a trial is there twice: take one out")
@@ -283,16 +279,16 @@ def _cells(
 ) -> tuple[CellSpec, ...]:
     worlds = [*sorted({name for _, name in WORLDS}), *([OWN_WORLD] if tasks else [])]
     cells = []
-    for place, spec in enumerate(_items(values, "cells")):
+    for place, spec in enumerate(items(values, "cells")):
         where = f"cells[{place}]"
-        _check_keys(spec, where, required=("tasks", "worlds", "scales", "seeds"), optional=("methods",))
+        check_keys(spec, where, required=("tasks", "worlds", "scales", "seeds"), optional=("methods",))
         cells.append(
             CellSpec(
-                tasks=_names(spec["tasks"], f"{where}.tasks", [*TASK_NAMES, *tasks]),
-                worlds=_names(spec["worlds"], f"{where}.worlds", worlds),
-                scales=_names(spec["scales"], f"{where}.scales", scales),
-                methods=_names(spec.get("methods", list(methods)), f"{where}.methods", list(methods)),
-                seeds=_seeds(spec["seeds"], f"{where}.seeds"),
+                tasks=names(spec["tasks"], f"{where}.tasks", [*TASK_NAMES, *tasks]),
+                worlds=names(spec["worlds"], f"{where}.worlds", worlds),
+                scales=names(spec["scales"], f"{where}.scales", scales),
+                methods=names(spec.get("methods", list(methods)), f"{where}.methods", list(methods)),
+                seeds=seeds(spec["seeds"], f"{where}.seeds"),
             )
         )
     return tuple(cells)
@@ -301,12 +297,12 @@ def _cells(
 def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
     if values is None:
         return None
-    _check_keys(values, "tuning", required=Tuning._fields)
-    counts = {key: _whole(values[key], f"tuning.{key}") for key in ("generated_tokens", "trials")}
+    check_keys(values, "tuning", required=Tuning._fields)
+    numbers = {key: whole(values[key], f"tuning.{key}") for key in ("generated_tokens", "trials")}
     return Tuning(
-        scale=_one_of(values["scale"], "tuning.scale", scales),
-        seeds=_seeds(values["seeds"], "tuning.seeds"),
-        **counts,
+        scale=one_of(values["scale"], "tuning.scale", scales),
+        seeds=seeds(values["seeds"], "tuning.seeds"),
+        **numbers,
     )
 
 
@@ -344,11 +340,11 @@ def _check_tuning(study: Study) -> None:
             raise StudyError(f"methods.{name}.tune asks for trials, but there is no `tuning`: add it")
     if study.tuning is None:
         return
-    counts = {name: len(spec.trials) for name, spec in study.methods.items()}
-    if any(count != study.tuning.trials for count in counts.values()):
+    trials = {name: len(spec.trials) for name, spec in study.methods.items()}
+    if any(count != study.tuning.trials for count in trials.values()):
         raise StudyError(
             f"every method must have tuning.trials = {study.tuning.trials} trials, but `tune` gives: "
-            f"{', '.join(f'{name} {count}' for name, count in counts.items())}; "
+            f"{', '.join(f'{name} {count}' for name, count in trials.items())}; "
             "equal numbers keep the comparison fair: lengthen or shorten the grids"
         )
     overlap = sorted({unit.seed for unit in study.units()} & set(study.tuning.seeds))
@@ -370,63 +366,10 @@ def _check_choices(study: Study) -> None:
             raise StudyError(f"methods.{name}.tune: with `choices` nothing is tuned: take it out")
 
 
-def _check_keys(values: Any, where: str, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-    known = (*required, *optional)
-    if not isinstance(values, Mapping):
-        raise StudyError(f"{where}: expected the keys {', '.join(known)}, got {values!r}")
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
-            raise StudyError(f"{where}: unknown key {key!r}; {hint}")
-    if missing := [key for key in required if key not in values]:
-        raise StudyError(f"{where}: missing {', '.join(missing)}")
-
-
 def _options(values: Any, where: str) -> dict[str, Any]:
     """Options of a recipe, none of them the study's own business."""
-    options = _mapping(values, where)
+    options = mapping(values, where)
     for key in options:
         if key in SET_BY_THE_STUDY:
             raise StudyError(f"{where}: {key} is set by the study itself (world, budget, seeds, command): take it out")
     return options
-
-
-def _mapping(values: Any, where: str, least: int = 0) -> dict[str, Any]:
-    values = {} if values is None else values
-    if not isinstance(values, Mapping) or len(values) < least or not all(isinstance(key, str) for key in values):
-        raise StudyError(f"{where}: expected `name: value` lines, got {values!r}")
-    return dict(values)
-
-
-def _items(values: Any, where: str) -> list[Any]:
-    if not isinstance(values, list) or not values:
-        raise StudyError(f"{where}: expected a list with at least one item, got {values!r}")
-    return values
-
-
-def _names(values: Any, where: str, known: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_one_of(value, where, known) for value in _items(values, where)))
-
-
-def _one_of(value: Any, where: str, known: Sequence[str]) -> Any:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
-        raise StudyError(f"{where}: unknown {value!r}; {hint}")
-    return value
-
-
-def _seeds(values: Any, where: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_whole(value, where, least=0) for value in _items(values, where)))
-
-
-def _counts(values: Any, where: str, keys: Sequence[str]) -> dict[str, int]:
-    _check_keys(values, where, required=keys)
-    return {key: _whole(values[key], f"{where}.{key}") for key in keys}
-
-
-def _whole(value: Any, where: str, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise StudyError(f"{where}: expected a whole number of at least {least}, got {value!r}")
-    return value
