@@ -16,7 +16,7 @@ from pbsd.config import RolloutConfig
 from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 from pbsd.render import Renderer
 from pbsd.rollouts import Sample, Sampler, SampleRequest, SamplingParams
-from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen
+from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen, singles
 from pbsd.teacher import Teacher
 
 _ROLE_KEY: dict[Role, int] = {"student": 0, "teacher": 1}
@@ -149,17 +149,18 @@ class Engine:
         """The batch in parts of whole prompts whose scoring under the student takes at most `max_tokens` tokens (a
         single prompt may exceed it)."""
         groups, _ = group_by_prompt(batch.prompts, batch.rollouts, "student")
-        if enable_scoring(self.student).packed is None:  # every completion repeats its prompt
-            groups = [replace(group, prompt_ids=group.prompt_ids * len(group.completion_ids)) for group in groups]
+        is_packed = enable_scoring(self.student).packed is not None
         sizes: list[int] = []
-        longest = 0
+        rows = longest = 0
         for group in groups:
-            longest = max(longest, group.tokens)
-            if sizes and (sizes[-1] + 1) * longest <= max_tokens:
+            own = [group] if is_packed else singles([group])
+            own_longest = max(row.tokens for row in own)
+            if sizes and (rows + len(own)) * max(longest, own_longest) <= max_tokens:
                 sizes[-1] += 1
+                rows, longest = rows + len(own), max(longest, own_longest)
             else:
                 sizes.append(1)
-                longest = group.tokens
+                rows, longest = len(own), own_longest
         return batch.split(sizes)
 
 

@@ -17,6 +17,7 @@ ContextArm = Literal["paired", "shuffled", "none"]
 """Which context the teacher is shown: its row's, another row's, or nothing."""
 LeakageGuard = Literal["off", "drop", "downweight"]
 
+_WARPERS = ("temperature", "top_p", "top_k", "min_p")
 DEFAULT_TEACHER_TEMPLATE = "{{ prompt }}\n\n{{ privileged_context }}"
 
 
@@ -186,14 +187,11 @@ class RolloutConfig(TrainingArguments):
         """Training's sampling parameters; with `temperature`, evaluation's (no truncation)."""
         if temperature is not None:
             return SamplingParams(max_completion_length=self.max_completion_length, temperature=temperature)
-        return SamplingParams(
-            max_completion_length=self.max_completion_length,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            generation_kwargs=as_dict(self.generation_kwargs),
-        )
+        options = {name: getattr(self, name) for name in _WARPERS}
+        kwargs = as_dict(self.generation_kwargs)
+        options |= {name: value for name, value in kwargs.items() if name in _WARPERS and value is not None}
+        processors = {name: value for name, value in kwargs.items() if name not in _WARPERS}
+        return SamplingParams(max_completion_length=self.max_completion_length, generation_kwargs=processors, **options)
 
     @property
     def teacher_kind(self) -> TeacherKind | None:

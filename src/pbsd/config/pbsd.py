@@ -82,7 +82,9 @@ class PBSDConfig(TeacherSamplesConfig):
     keep_ties: bool = option(False, "oriented: keep pairs of equal reward with label 1/2 instead of dropping them.")
 
     reuse_sampler_logprobs: bool = option(
-        True, "Take the teacher's log-probabilities of its own samples from the sampler (see `teacher/reuse_gap`)."
+        True,
+        "Take the teacher's log-probabilities of its own samples from the sampler (see `teacher/reuse_gap`), unless "
+        "generation_kwargs process the logits: then the sampler's are of another distribution.",
     )
 
     def __post_init__(self) -> None:
@@ -113,11 +115,12 @@ class PBSDConfig(TeacherSamplesConfig):
 
         if self.adaptive_generations and not self.num_teacher_generations:
             raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
-        untruncated = self.temperature == 1 and self.top_p == 1 and not self.top_k and not self.min_p
-        if self.imitation_from == "union" and not untruncated:
+        params = self.sampling_params()
+        truncated = params.temperature != 1 or params.top_p < 1 or params.top_k or params.min_p
+        if self.imitation_from == "union" and (truncated or params.generation_kwargs):
             raise ValueError(
                 "imitation_from='union' weighs samples by the probability they were drawn with: it needs "
-                "temperature=1, top_p=1, top_k=0 and no min_p"
+                "temperature=1, top_p=1, top_k=0, no min_p and no generation_kwargs"
             )
         if self.leakage_guard == "downweight" and self.may_use("group"):
             raise ValueError(

@@ -53,7 +53,8 @@ class PBSD(EngineMethod[PBSDConfig]):
         rollouts, metrics = self._sample(prompts, step)
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
-        rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=args.reuse_sampler_logprobs)
+        reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
+        rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=reuse)
         metrics.merge(scoring_metrics)
         batch = Batch(tuple(prompts), tuple(rollouts))
         if args.uses_pairs:

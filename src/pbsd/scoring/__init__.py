@@ -5,7 +5,7 @@ what is exact for it; `score.py` is what the rest of the package calls.
 """
 
 from pbsd.scoring.forward import Capability, enable_scoring
-from pbsd.scoring.layout import ScoringGroup
+from pbsd.scoring.layout import ScoringGroup, singles
 from pbsd.scoring.score import FrozenLogits, Scores, frozen_logits, score, score_frozen, token_chunks
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "frozen_logits",
     "score",
     "score_frozen",
+    "singles",
     "token_chunks",
 ]

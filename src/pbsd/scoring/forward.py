@@ -167,9 +167,17 @@ def _attention_mask(lm: Any, layout: Layout, packed: str | None) -> Any:
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or [])
 
+    # Blocks may have been found available before the model was moved or given another attention, or in evaluation mode.
+    drops = lm.training and any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
+    has_blocks = (
+        packed == "blocks"
+        and lm.config._attn_implementation == "sdpa"
+        and not drops
+        and blocks_available(layout.ids_RL.device)
+    )
+
     def mask(window: int | None) -> Any:
-        # Blocks may have been found available before the model was moved.
-        if packed == "blocks" and window is None and blocks_available(layout.ids_RL.device):
+        if has_blocks and window is None:
             return PrefixMask.of(layout)
         if lm.config._attn_implementation == "flex_attention":
             return _flex_mask(layout, window)
@@ -230,6 +238,8 @@ def _packing_obstacle(lm: Any) -> str:
         return f"its layers of type {', '.join(types)} take no mask"
     if getattr(lm, "_is_stateful", False):
         return "it carries a state from token to token"
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        return "its local layers look back by places in the row"
     if lm.config._attn_implementation not in _MASKED_ATTENTION:
         return (
             f"attention {lm.config._attn_implementation!r} takes no mask of ours: load the model with "

@@ -72,6 +72,9 @@ def _sdpa(
     unknown = sorted({"softcap", "s_aux"} & {name for name, given in kwargs.items() if given is not None})
     if args or kwargs.get("dropout") or unknown:
         raise ValueError(f"prefix attention knows no {', '.join(unknown) or 'dropout'}")
+    if torch.is_autocast_enabled(query.device.type):  # which knows the public operator, not the kernels under it
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return _PrefixAttention.apply(query, key, value, attention_mask.plan, kwargs.get("scaling")), None
 
 

@@ -27,7 +27,7 @@ from pbsd.scoring.forward import (
 from pbsd.scoring.layout import Layout, ScoringGroup, make_layout, singles
 
 MASKED_TOKENS = 2048
-"""A group is cut in two when its completions exceed this and its prompt: a mask costs the square of a row."""
+"""Under a mask, which costs the square of a row, a group is cut where it exceeds twice this, or twice its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,7 @@ def _of_full_logits(model: nn.Module, layout: Layout, function: TokenFunction | 
     device = next(model.parameters()).device
     layout = layout.to(device)
     logits_RLV = model(input_ids=layout.ids_RL, use_cache=False).logits
+    logits_RLV = logits_RLV[:, -layout.ids_RL.shape[1] :]  # without an adapter's virtual tokens
     logits_MV = logits_RLV.flatten(0, 1)[layout.source_M]
     extra_M = logits_MV.new_empty(0)
     if function is not None:
