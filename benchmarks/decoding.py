@@ -8,8 +8,7 @@ bytes of the weights once, each distinct prompt's keys and values once, and each
 length; the peak that a square matrix product reaches and the bandwidth that a copy reaches, measured in every
 repeat. Time per step is the difference of two calls (`--new-tokens` and a quarter of it) over the difference of their
 steps, so prefill and packing are not in it; the speed-up of whole calls stands beside it. Repeats alternate between
-the two; fractions are medians over repeats of each repeat's own ratio. Two threads on a busy machine wait for each
-other more than they compute: leave it idle, or use `--threads 1 --cpu-time`.
+the two; fractions are medians over repeats of each repeat's own ratio. Leave the machine idle.
 """
 
 from __future__ import annotations
@@ -17,21 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
-import transformers
+from machine import DTYPES, MODEL, facts, matmul_peak, seconds
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pbsd.rollouts import SampleRequest, SamplingParams, TransformersSampler
-
-MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,24 +55,11 @@ class Result:
     generate_call_s: float
 
 
-CLOCK = time.perf_counter
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = CLOCK()
-    call()
-    return CLOCK() - start
-
-
-def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
-    """Best of five: flop/s of a 1536-cubed matrix product and bytes/s (read and written) of a 256 MiB copy."""
-    size = 1536
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+def copy_bandwidth() -> float:
+    """Bytes/s, read and written, of a 256 MiB copy, best of five."""
     source = torch.ones(2**26)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: torch.nn.functional.linear(left, right)) for _ in range(5))
-    copy = min(seconds(lambda: target.copy_(source)) for _ in range(5))
-    return 2 * size**3 / product, 2 * source.nbytes / copy
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(5))
 
 
 def step_work(model: LlamaForCausalLM, case: Case) -> tuple[float, float]:
@@ -131,7 +112,7 @@ def run(model: LlamaForCausalLM, case: Case, repeats: int) -> Result:
         way(2)
     rows = []
     for _ in range(repeats):
-        peak, bandwidth = machine_limits(DTYPES[case.dtype])
+        peak, bandwidth = matmul_peak(DTYPES[case.dtype]), copy_bandwidth()
         row = {"peak": peak, "bandwidth": bandwidth, "roofline": max(flops / peak, bytes_moved / bandwidth)}
         for name, way in ways.items():
             brief, whole = seconds(lambda way=way: way(short)), seconds(lambda way=way: way(case.new_tokens))
@@ -187,28 +168,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time, for one thread on a busy machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
     args = parser.parse_args()
     if bad := [batch for batch in args.batches if batch % args.group]:
         parser.error(f"batch sizes {bad} are not multiples of --group {args.group}")
-    if args.cpu_time:
-        if args.threads != 1:
-            parser.error("--cpu-time adds the threads' times up: use it with --threads 1")
-        global CLOCK
-        CLOCK = time.process_time
     torch.set_num_threads(args.threads)
-    facts = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": args.threads,
-        "clock": CLOCK.__name__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "model": "random" if args.random else str(args.model.name),
-        "load_before": os.getloadavg()[0],
-    }
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    about = {**facts(), "model": "random" if args.random else args.model.name, "load_before": os.getloadavg()[0]}
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     print(
         "dtype batch group prompt | peak GF/s copy GB/s roofline ms | ours ms fraction | generate ms fraction | "
         "speed-up: step call",
@@ -222,9 +188,9 @@ def main() -> None:
                 case = Case(dtype, batch, args.group, prompt, args.new_tokens)
                 result = run(model, case, args.repeats)
                 results.append(asdict(result))
-                facts["load_after"] = os.getloadavg()[0]
+                about["load_after"] = os.getloadavg()[0]
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n", "utf-8")
+                args.out.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n", "utf-8")
                 print(
                     f"{dtype:5} {batch:5} {case.group:5} {prompt:6} | "
                     f"{result.peak_gflops:9.0f} {result.copy_gbps:9.1f} {result.roofline_ms:11.1f} | "

@@ -5,8 +5,10 @@
 
 Both train SmolLM2-135M (models/smollm2-135m-instruct, by scripts/prepare_smollm2.py) on the same two random prompts a
 step, all weights, AdamW, a frozen initial teacher. TRL samples 8 completions a prompt from the student; ours samples
-4 from the student and 4 from the teacher, whose prompt is longer. Both score all 16 under student and teacher and make
-one update. The stop token is one that is never sampled, so all completions have full length. Each measurement is a
+4 from the student and 4 from the teacher, whose prompt is longer. Both score all 16 under the student and make one
+update. Under the teacher TRL scores 16 and ours 9: the student's 8 and one of the teacher's own, whose
+log-probabilities are otherwise the sampler's. Ours is the paper's objective (cross pairs, no anchor). The stop token
+is one that is never sampled, so all completions have full length. Each measurement is a
 process of its own, TRL and ours in turn; a process's first step is left out. Peak memory is the process's highest
 resident memory, libraries included. Gradient checkpointing is off or on for both (TRL's default is on, ours off).
 Cases that the results file holds already are not measured again; `--again` does.
@@ -109,6 +111,7 @@ def worker(side: str, checkpointing: str, workload: str, dtype: str) -> dict[str
         make = ours if side == "ours" else trl
         options = {**common(folder), "gradient_checkpointing": checkpointing == "on"}
         trainer = make(model, tokenizer, random_rows(tokenizer, **WORKLOADS[workload]), options, workload)
+        del model  # TRL has loaded its own
         trainer.add_callback(clock)
         trainer.train()
     return {"steps": clock.steps[1:], "peak_gib": peak_memory_gib(), "peak_gflops": peak / 1e9}

@@ -73,6 +73,13 @@ def sampler(max_batch_size=64, eos=(EOS,)):
     return TransformersSampler(eos_token_ids=eos, pad_token_id=PAD, max_batch_size=max_batch_size)
 
 
+def tried(model, **options):
+    """A sampler that has already looked at the model's cache by a few tokens."""
+    used = sampler(**options)
+    used.sample(model, [SampleRequest((3,), 1, (0,))], SamplingParams(1))
+    return used
+
+
 def requests(n=4):
     return [SampleRequest(prompt, n, (7, row)) for row, prompt in enumerate(PROMPTS)]
 
@@ -169,8 +176,9 @@ def test_a_layer_that_ignores_the_attention_interface_is_noticed(llama, caplog):
 def test_prompts_are_forwarded_once_and_every_step_is_one_token(llama):
     """Six requests, five distinct prompts, of which those of 17 and 18 tokens are padded together. Then one forward of
     width 1 for each token of the longest completion but its last."""
+    used = tried(llama, eos=())
     forwards = Forwards(llama)
-    groups = sampler(eos=()).sample(llama, requests(n=5), SamplingParams(7))
+    groups = used.sample(llama, requests(n=5), SamplingParams(7))
     prefills = [shape for shape in forwards.shapes if shape[0] != 30]
     assert sorted(prefills) == [(1, 1), (1, 3), (1, 40), (2, 18)]
     assert [shape for shape in forwards.shapes if shape[0] == 30] == [(30, 1)] * 6
@@ -178,10 +186,10 @@ def test_prompts_are_forwarded_once_and_every_step_is_one_token(llama):
 
 
 def test_a_group_split_over_batches_is_prefilled_once(llama):
-    forwards = Forwards(llama)
     together = sampler().sample(llama, requests(n=10), SamplingParams(6))
-    forwards.shapes.clear()
-    split = sampler(max_batch_size=7).sample(llama, requests(n=10), SamplingParams(6))
+    used = tried(llama, max_batch_size=7)
+    forwards = Forwards(llama)
+    split = used.sample(llama, requests(n=10), SamplingParams(6))
     assert ids(split) == ids(together)
     wide = [rows * length for rows, length in forwards.shapes if length > 1]
     assert sum(wide) <= 3 + 40 + 18 * 2  # the prompt of length 1 looks like a step
@@ -202,10 +210,11 @@ def test_rows_that_stop_leave_the_batch_and_nothing_changes(llama):
     what is left is as the definition says. 70 tokens also pass the first doubling of the buffers, at 64."""
     stops = tuple(range(0, VOCABULARY, 30))
     prompts = [*PROMPTS, *(tuple(range(100 + row, 120 + row)) for row in range(6))]
+    used = tried(llama, eos=stops)
     forwards = Forwards(llama)
     params = SamplingParams(70)
     asked = [SampleRequest(prompt, 1 + row % 5, (7, row)) for row, prompt in enumerate(prompts)]
-    groups = sampler(eos=stops).sample(llama, asked, params)
+    groups = used.sample(llama, asked, params)
     steps = [rows for rows, length in forwards.shapes if length == 1][
         1:
     ]  # without the prefill of the prompt of 1 token
