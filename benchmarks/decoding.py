@@ -18,11 +18,12 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from machine import DTYPES, MODEL, facts, matmul_peak, seconds
+from machine import DTYPES, MODEL, facts, matmul_peak, operators, seconds, table
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pbsd.rollouts import SampleRequest, SamplingParams, TransformersSampler
@@ -168,11 +169,25 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="only say which operators take the time at 32 rows")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
     args = parser.parse_args()
     if bad := [batch for batch in args.batches if batch % args.group]:
         parser.error(f"batch sizes {bad} are not multiples of --group {args.group}")
     torch.set_num_threads(args.threads)
+    if args.profile:
+        rows = []
+        for dtype in args.dtypes:
+            case = Case(dtype, 32, args.group, args.prompts[0], args.new_tokens)
+            ours = callers(load(None if args.random else args.model, DTYPES[dtype]), case)["ours"]
+            ours(2)
+            rows += [{"dtype": dtype, **row} for row in operators(partial(ours, args.new_tokens))]
+        print(table(rows))
+        out = args.out.with_stem(f"{args.out.stem}_profile")
+        out.write_text(
+            json.dumps({"machine": facts(), "steps": args.new_tokens - 1, "rows": rows}, indent=1) + "\n", "utf-8"
+        )
+        return
     about = {**facts(), "model": "random" if args.random else args.model.name, "load_before": os.getloadavg()[0]}
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     print(

@@ -47,6 +47,17 @@ def matmul_peak(dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds(lambda: torch.nn.functional.linear(left, right)) for _ in range(5))
 
 
+def operators(call: Callable[[], object], most: int = 12) -> list[dict[str, Any]]:
+    """The operators that take the most time of their own in a call, with their number and share of all operators'."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    rows = [(event.key, event.count, event.self_cpu_time_total) for event in events]
+    rows = [*rows[:most], ("all", sum(count for _, count, _ in rows), total)]
+    return [{"operator": name, "calls": count, "ms": ms / 1e3, "share": ms / total} for name, count, ms in rows]
+
+
 def reset_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 

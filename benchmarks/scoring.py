@@ -6,8 +6,9 @@
 Two prompts with G completions of T tokens are scored with gradient to all weights. Useful flops are those of the packed
 rows' matrix products, forward and twice that backward: every input token once through the body, every completion token
 once through the head, attention only where the mask lets a token see; what is computed again for memory's sake is not
-useful. `peak` compares with a square matrix product in the same dtype, measured between the repeats. `completions`,
-`prompt` and `vocabulary` grow one size and stand beside padded rows with full logits, as `transformers` scores a batch.
+useful. `peak` compares with a square matrix product in the same dtype, measured between the repeats; `profile` tells
+which operators take the time. `completions`, `prompt` and `vocabulary` grow one size and stand beside padded rows with
+full logits, as `transformers` scores a batch.
 Memory is the highest resident memory during the pass less what was resident before, gradients included.
 """
 
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import DTYPES, MODEL, facts, matmul_peak, peak_memory_gib, reset_peak_memory, seconds, table
+from machine import DTYPES, MODEL, facts, matmul_peak, operators, peak_memory_gib, reset_peak_memory, seconds, table
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from pbsd.logprobs import token_logprobs
@@ -38,19 +39,20 @@ GROWTH: dict[str, list[dict[str, int]]] = {
         {"prompt": 64, "completions": 8, "length": 64, "vocabulary": n} for n in (4096, 16384, 49152, 131072)
     ],
 }
+PARTS = ["peak", "profile", *GROWTH]
 PADDED_LIMIT = 9000
 """Tokens of padded rows beyond which the peer does not fit into 24 GiB and is left out."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["peak", *GROWTH], default=["peak", *GROWTH])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scoring.json")
     args = parser.parse_args()
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in args.parts:
-        known[part] = peak_share(args.repeats) if part == "peak" else growth(part)
+        known[part] = growth(part) if part in GROWTH else profile() if part == "profile" else peak_share(args.repeats)
         known["machine"] = facts()
         print(f"\n{part}\n\n{table(known[part])}", flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,16 @@ def peak_share(repeats: int) -> list[dict[str, Any]]:
                     "share range": "{:.2f}-{:.2f}".format(*_range([flops / time / peak for time, peak in measured])),
                 }
             )  # fmt: skip
+    return rows
+
+
+def profile() -> list[dict[str, Any]]:
+    """Where the time of the short work goes, by dtype."""
+    rows = []
+    for dtype in DTYPES:
+        model, groups = load(DTYPES[dtype]), make_groups(64, 8, 96)
+        ours_pass(model, groups)
+        rows += [{"dtype": dtype, **row} for row in operators(partial(ours_pass, model, groups))]
     return rows
 
 
