@@ -147,14 +147,18 @@ def log_ratios(
 ) -> dict[int, dict[str, Any]]:
     """log pi - log T (or minus the reference's) of the scored rollouts, in nats: `log_ratio` of each, and with
     `log_token_ratios` its tokens as text and each one's share."""
+    texts: dict[int, str] = {}
+    if engine.args.log_token_ratios:
+        ids = sorted({token for index in used for token in batch.rollouts[index].completion_ids})
+        texts = dict(zip(ids, engine.tokenizer.batch_decode([[token] for token in ids]), strict=True))
     found: dict[int, dict[str, Any]] = {}
     for index, policy in zip(used, scores.token_lists(), strict=True):
         rollout = batch.rollouts[index]
         other = rollout.teacher_logprobs if against == "teacher" else rollout.reference_logprobs
         ratios = [ours - theirs for ours, theirs in zip(policy, other, strict=True)]
         found[index] = {"log_ratio": math.fsum(ratios)}
-        if engine.args.log_token_ratios:
-            found[index]["token_texts"] = engine.tokenizer.batch_decode([[token] for token in rollout.completion_ids])
+        if texts:
+            found[index]["token_texts"] = [texts[token] for token in rollout.completion_ids]
             found[index]["token_log_ratios"] = [round(ratio, 3) for ratio in ratios]
     return found
 
