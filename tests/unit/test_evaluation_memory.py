@@ -120,7 +120,7 @@ def test_the_key_value_cache_is_exact(tmp_path, monkeypatch):
     sampler = TransformersSampler(eos_token_ids=[10**6], pad_token_id=0, max_batch_size=8)
     requests = [SampleRequest(tuple(range(first, first + PROMPT)), 2, (first,)) for first in range(4)]
     sampler.sample(model, requests, SamplingParams(max_completion_length=COMPLETION))
-    (cache,) = caches
+    cache = caches[-1]  # the first is of the look at a few tokens
     buffers = [*cache._keys_BKTD, *cache._values_BKTD]
     for group in cache.groups:
         buffers += [*group.states.keys_PKLD, *group.states.values_PKLD]
