@@ -32,4 +32,4 @@ check: setup
 	$(BIN)/mypy
 
 test: setup chromium
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
