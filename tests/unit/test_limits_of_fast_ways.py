@@ -57,6 +57,21 @@ def test_under_autocast(name):
     assert torch.cosine_similarity(found["blocks"][1], found["no"][1], dim=0) > 0.98
 
 
+def test_gross_errors_are_found_in_half_precision_too():
+    """A head that is no linear map: logits times 0.2 are a nat or more off, where rounding may explain a quarter."""
+
+    class Muted(transformers.LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 0.2
+            return output
+
+    torch.manual_seed(0)
+    model = loud(Muted(transformers.LlamaConfig(**SIZES))).to(torch.bfloat16)
+    assert not enable_scoring(model).chunked
+    assert_scores(model, atol=0.1)
+
+
 def test_attention_that_is_changed_later():
     model = build("llama")
     assert enable_scoring(model).packed == "blocks"
