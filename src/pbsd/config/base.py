@@ -260,13 +260,12 @@ class TeacherConfig(RolloutConfig):
             )
         if not 0 < self.teacher_refresh_blend <= 1:
             raise ValueError(f"teacher_refresh_blend must lie in (0, 1], got {self.teacher_refresh_blend}")
-        for name, default in {"teacher_refresh_measure": "student", "teacher_refresh_blend": 1.0}.items():
-            needed = "teacher='refreshed'" if name.endswith("blend") else "teacher_refresh_margin"
-            is_there = (
-                self.teacher == "refreshed" if name.endswith("blend") else self.teacher_refresh_margin is not None
+        if self.teacher_refresh_measure != "student" and self.teacher_refresh_margin is None:
+            raise ValueError(
+                "teacher_refresh_measure is read with teacher_refresh_margin alone: set it, or leave both out"
             )
-            if getattr(self, name) != default and not is_there:
-                raise ValueError(f"{name} is read with {needed} alone: set that, or leave it out")
+        if self.teacher_refresh_blend != 1 and self.teacher != "refreshed":
+            raise ValueError("teacher_refresh_blend is read with teacher='refreshed' alone: leave it out")
         if self.teacher in ("live", "ema") and not self.uses_rewards:
             warnings.warn(
                 f"teacher={self.teacher!r} with {self.objective} reads no reward: a moving teacher without labels is a "

@@ -294,18 +294,11 @@ class _Rows:
     def failure_B(self) -> Tensor:
         """Share of the student's samples of the row's prompt, the row itself left out, that are not correct; 1 where
         there are none. Independent of the row, so a weight that leaves the row's target where it is."""
-        own = [
-            [
-                i
-                for i in members
-                if self.batch.rollouts[i].role == "student" and self.batch.rollouts[i].correct is not None
-            ]
-            for members in self._members
-        ]
+        rollouts, members = self.batch.rollouts, self._members
 
         def failure(index: int) -> float:
-            others = [self.batch.rollouts[i] for i in own[self.batch.rollouts[index].prompt] if i != index]
-            return sum(not other.correct for other in others) / len(others) if others else 1.0
+            own = members[rollouts[index].prompt]
+            return _failing([rollouts[i] for i in own if i != index and rollouts[i].role == "student"], unknown=1.0)
 
         return self.policy_B.new_tensor([failure(index) for index in self.used])
 
@@ -358,9 +351,13 @@ def _members(rollouts: Sequence[Rollout], prompts: int) -> list[list[int]]:
     return members
 
 
+def _failing(rollouts: Sequence[Rollout], *, unknown: float) -> float:
+    """Share of the judged that are not correct; `unknown` where none is judged."""
+    failed = [not rollout.correct for rollout in rollouts if rollout.correct is not None]
+    return sum(failed) / len(failed) if failed else unknown
+
+
 def _teacher_share(first: Sequence[Rollout], rest: int) -> int:
     """How many of a prompt's remaining completions the teacher writes: the share of the student's first ones that
     fail, half where none could be judged, and at least one."""
-    judged = [not rollout.correct for rollout in first if rollout.correct is not None]
-    failing = sum(judged) / len(judged) if judged else 0.5
-    return max(1, round(failing * rest))
+    return max(1, round(_failing(first, unknown=0.5) * rest))
