@@ -17,7 +17,7 @@ from pbsd.cli import main
 from pbsd.compare.execute import execute
 from pbsd.compare.files import CHOICES, CURVES, RESULTS, TABLE, TRAINING, read_choices, read_rows
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
-from pbsd.compare.store import RESULT
+from pbsd.compare.store import METRICS, RESULT, read_lines
 from pbsd.compare.study import load_study
 from pbsd.config import SFTConfig
 from pbsd.evaluate.accuracy import measure_accuracy
@@ -31,6 +31,7 @@ STUDY = {
     "validation": {"problems": 6, "samples": 2, "every_tokens": 200},
     "test": {"problems": 8, "samples": 2},
     "checkpoint": "best_validation",
+    "learning_rate_decay": "linear",
     "options": {"per_device_train_batch_size": 2, "learning_rate": 1e-3},
     "methods": {
         "pbsd": {
@@ -107,6 +108,17 @@ def test_every_run_is_there_with_its_budget_and_curve(whole):
         assert all(spent % 200 < 160 for spent in tokens)
     assert metrics["pbsd", 0][-1]["tokens/student"] > 0
     assert not any(name.startswith("time/") for row in metrics["pbsd", 0] for name in row)
+
+
+def test_the_learning_rate_falls_as_the_budget_is_spent(whole):
+    """pbsd: 1e-3 times the share of 600 tokens that was left when the step before began. sft: half of its 2 tuning
+    steps are left at the second."""
+    runs = whole / "work" / "runs"
+    lines, sft = (read_lines(next(runs.glob(name)) / METRICS) for name in ("final-pbsd-*-seed0-*", "*-sft-*-trial1-*"))
+    spent = [line["tokens/generated_total"] for line in lines[:-2]]
+    assert len(spent) > 2
+    assert [line["learning_rate"] for line in lines[2:]] == pytest.approx([1e-3 * (1 - n / 600) for n in spent])
+    assert [line["learning_rate"] for line in sft] == pytest.approx([1e-3, 0.5e-3])
 
 
 def test_choices_say_what_was_tried_and_found(whole):

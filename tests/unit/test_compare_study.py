@@ -106,7 +106,7 @@ def test_chosen_options_come_last(study):
         {("budget", "generated_tokens"): 999}, {("budget", "max_steps"): 11}, {("train", "problems"): 17},
         {("validation", "problems"): 5}, {("validation", "samples"): 1}, {("validation", "every_tokens"): 301},
         {("test", "problems"): 5}, {("test", "samples"): 3}, {("checkpoint",): "best_validation"},
-        {("options", "warmup_steps"): 1}, {("dataset_seed",): 1},
+        {("learning_rate_decay",): "linear"}, {("options", "warmup_steps"): 1}, {("dataset_seed",): 1},
     ],
 )  # fmt: skip
 def test_everything_that_determines_a_run_changes_its_key(study, changes):
@@ -185,6 +185,7 @@ def test_refusals_of_own_tasks(study, changes, words):
         ({("budget", "max_steps"): None}, "budget: missing max_steps"),
         ({("budget", "max_steps"): 1.5}, "budget.max_steps: expected a whole number of at least 1, got 1.5"),
         ({("budget", "generated_tokens"): 299}, "validation.every_tokens \\(300\\) is more than"),
+        ({("learning_rate_decay",): "cosine"}, "learning_rate_decay: unknown 'cosine'; did you mean none?"),
         ({("checkpoint",): "first"}, "checkpoint: unknown 'first'; choose among last, best_validation"),
         ({("methods",): {}}, "methods: expected `name: value` lines"),
         ({("methods", "pbsd", "optons"): {}}, "methods.pbsd: unknown key 'optons'; did you mean options?"),

@@ -10,13 +10,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
@@ -132,8 +133,8 @@ def _accuracy(engine: Engine, prompts: Sequence[Prompt], samples: int) -> Accura
 
 
 class Curve(TrainerCallback):
-    """Measures validation accuracy on the way, keeps the best weights where the rule asks for them, and ends training
-    at the budget.
+    """Measures validation accuracy on the way, keeps the best weights where the rule asks for them, lets the learning
+    rate fall as the budget is spent, and ends training at the budget.
 
     Methods that generate nothing have spent the share of their steps, in tokens of the budget.
 
@@ -154,6 +155,18 @@ class Curve(TrainerCallback):
         if not self.points:
             self._measure(0)
         assert checkpoint is not None or len(self.points) == 1, "points without the training that led to them"
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, *, lr_scheduler: LambdaLR, **_: Any
+    ) -> None:
+        if self.run.learning_rate_decay == "linear":
+            lr_scheduler.lr_lambdas = [self._decayed(factor) for factor in lr_scheduler.lr_lambdas]
+
+    def _decayed(self, factor: Callable[[int], float]) -> Callable[[int], float]:
+        """The factor of the recipe's own schedule, times the share of the budget that is left: asked for when a step
+        ends, before its tokens are counted."""
+        tokens = self.run.budget.generated_tokens
+        return lambda step: factor(step) * max(0.0, 1.0 - self._spent(step) / tokens)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._spent_before_step = self._spent(state.global_step)

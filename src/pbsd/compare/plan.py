@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from pbsd.api import model_folder
-from pbsd.compare.study import Budget, Cell, CheckpointRule, FinalTest, Study, StudyError, Unit, Validation
+from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, Study, StudyError, Unit, Validation
 from pbsd.lab.worlds import world
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.run import determining_options
@@ -53,6 +53,7 @@ class Run:
     validation: Validation
     test: FinalTest | None
     checkpoint: CheckpointRule
+    learning_rate_decay: Decay
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -153,6 +154,7 @@ def _run(study: Study, unit: Unit, tuned: Mapping[str, Any]) -> Run:
         validation=study.validation,
         test=study.test,
         checkpoint=study.checkpoint,
+        learning_rate_decay=study.learning_rate_decay,
     )
 
 

@@ -15,6 +15,8 @@ from pbsd.lab.bases import SCALES, TASK_NAMES
 from pbsd.lab.worlds import WORLDS
 
 CheckpointRule = Literal["last", "best_validation"]
+Decay = Literal["none", "linear"]
+"""How the learning rate of a run falls: not at all, or to zero in proportion to the budget that is spent."""
 
 SET_BY_THE_STUDY = (
     "method", "model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split",
@@ -135,6 +137,7 @@ class Study:
     validation: Validation
     test: FinalTest
     checkpoint: CheckpointRule
+    learning_rate_decay: Decay
     tuning: Tuning | None
     choices: Path | None
     models: Mapping[str, str]
@@ -159,6 +162,7 @@ class Study:
             **{name: getattr(self, name)._asdict() for name in ("budget", "validation", "test")},
             "tuning": self.tuning and self.tuning._asdict(),
             "checkpoint": self.checkpoint,
+            "learning_rate_decay": self.learning_rate_decay,
             "models": self.models,
             "tasks": {name: asdict(spec) for name, spec in self.tasks.items()},
             "dataset_seed": self.dataset_seed,
@@ -201,7 +205,7 @@ def _study(path: Path, values: Any) -> Study:
         values,
         "the study",
         required=("methods", "cells", "budget", "train", "validation", "test", "checkpoint"),
-        optional=("options", "tuning", "choices", "models", "tasks", "dataset_seed"),
+        optional=("options", "learning_rate_decay", "tuning", "choices", "models", "tasks", "dataset_seed"),
     )
     tasks = _tasks(values.get("tasks"))
     methods = _methods(values["methods"], [*TASK_NAMES, *tasks])
@@ -216,6 +220,7 @@ def _study(path: Path, values: Any) -> Study:
         validation=Validation(**counts(values["validation"], "validation", Validation._fields)),
         test=FinalTest(**counts(values["test"], "test", FinalTest._fields)),
         checkpoint=one_of(values["checkpoint"], "checkpoint", get_args(CheckpointRule)),
+        learning_rate_decay=one_of(values.get("learning_rate_decay", "none"), "learning_rate_decay", get_args(Decay)),
         tuning=_tuning(values.get("tuning"), [*SCALES, *models]),
         choices=path.parent / values["choices"] if "choices" in values else None,
         models={scale: str(folder) for scale, folder in models.items()},
