@@ -156,11 +156,10 @@ class Curve(TrainerCallback):
             self._measure(0)
         assert checkpoint is not None or len(self.points) == 1, "points without the training that led to them"
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, *, lr_scheduler: LambdaLR, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         if self.run.learning_rate_decay == "linear":
-            lr_scheduler.lr_lambdas = [self._decayed(factor) for factor in lr_scheduler.lr_lambdas]
+            schedule: LambdaLR = parts["lr_scheduler"]
+            schedule.lr_lambdas = [self._decayed(factor) for factor in schedule.lr_lambdas]
 
     def _decayed(self, factor: Callable[[int], float]) -> Callable[[int], float]:
         """The factor of the recipe's own schedule, times the share of the budget that is left: asked for when a step
