@@ -244,7 +244,7 @@ def test_the_strength_study_is_sound():
     """Equal trials and prompts per step, options that fit their methods (bases are replaced by the packaged one)."""
     study = load_study(STRENGTH)
     assert list(study.methods) == [
-        "pbsd", "pbsd_mixed", "opsd", "sdft", "sdpo", "grpo", "online_dpo", "rft", "sft",
+        "pbsd", "opsd", "sdft", "sdpo", "grpo", "online_dpo", "rft", "sft",
     ]  # fmt: skip
     packaged = dataclasses.replace(study, models=dict.fromkeys(("0.2m", "1m", "4m"), "lab/arithmetic-0.2m"))
     runs = [*tuning_runs(packaged), *final_runs(packaged, {})]

@@ -140,7 +140,7 @@ def tiny(student=ALWAYS, teacher=ALWAYS, **options):
     """At most six steps; the bands decide at which of the checks after steps 2, 4 and 6 training stops."""
     rule = StopRule(student, teacher, every=2, samples=4)
     sizes = {"max_steps": 6, "batch_size": 4, "student_rows": 50, "teacher_rows": 50, "eval_samples": 4}
-    return replace(BASES["tools-0.2m-dense"], stop=rule, **{**sizes, **options})
+    return replace(BASES["tools-0.2m-dense"], teacher_steps=0, stop=rule, **{**sizes, **options})
 
 
 def weights(folder):
@@ -174,6 +174,15 @@ def test_training_gives_up_when_the_student_stays_above_its_band(tmp_path, monke
     monkeypatch.setattr(base_model, "success_rate", lambda *args, **options: next(rates))
     with pytest.raises(BuildError, match="within 32 steps"):
         build_base(tiny(Band(0.3, 0.5), max_steps=100), tmp_path)
+
+
+def test_training_goes_on_while_the_student_falls_into_its_band(tmp_path, monkeypatch):
+    """A habit taken on after the teacher's steps: 14 checks above the band, the first after step 6."""
+    rates = {"student": iter([*(0.9 - 0.02 * check for check in range(14)), 0.4]), "teacher": iter([0.8])}
+    monkeypatch.setattr(base_model, "success_rate", lambda *args, **options: next(rates[args[4]], 0.0))
+    base = replace(tiny(Band(0.3, 0.5), Band(0.7, 0.9), max_steps=100), teacher_steps=6)
+    report = build_base(base, tmp_path)
+    assert [check["step"] for check in report["checks"]] == list(range(8, 38, 2))
 
 
 @pytest.mark.parametrize("stopped_in", ["_train_step", "_check", "_measure"])

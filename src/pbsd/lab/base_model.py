@@ -121,7 +121,7 @@ class _Training:
             if self.step == base.max_steps or self._overshot():
                 raise BuildError(self._what_was_reached())
             loss = self._train_step(pool)
-            checked = rule is not None and self.step % rule.every == 0
+            checked = rule is not None and self.step > base.teacher_steps and self.step % rule.every == 0
             if checked:
                 self._check(check_rows)
             self.seconds = time.process_time() - started
@@ -135,10 +135,10 @@ class _Training:
         return bool(self.checks) and self.checks[-1]["stop"]
 
     def _overshot(self) -> bool:
-        """Whether the student has left its band upward for good: it only learns."""
-        last = self.checks[-_PATIENCE:]
+        """Whether the student is above its band and no longer falls, as it does while it takes to a habit."""
+        last = [check["student"] for check in self.checks[-_PATIENCE:]]
         rule = self.base.stop
-        return rule is not None and len(last) == _PATIENCE and all(c["student"] > rule.student.high for c in last)
+        return rule is not None and len(last) == _PATIENCE and min(last) > rule.student.high and last[-1] >= last[0]
 
     def _train_step(self, pool: list[dict[str, str]]) -> float:
         """One optimizer step; returns the mean loss per completion token."""

@@ -63,8 +63,8 @@ class Base:
     The other examples repeat only `student_rows` problems: with few, more of the student's errors are facts it never
     saw and fewer are mere indecision in sampling. A `hasty_share` of these has the task's `hasty_completion`, a wrong
     guess, instead of the reference: a bad habit over a skill that the teacher's examples without a context give. In
-    the first `teacher_steps` all examples are the teacher's, where copying would otherwise be learnt no sooner than
-    the task.
+    the first `teacher_steps` all examples are the teacher's and nothing is checked, where copying would otherwise be
+    learnt no sooner than the task, or where the student's habit is to come after the skill.
 
     `ema_decay` averages the weights that are checked and saved, in place of a cosine decay of the learning rate, which
     needs to know the last step beforehand. Without a `stop` rule training takes `max_steps` and has such a decay.
@@ -122,22 +122,21 @@ def _dense(task: TaskName, scale: str) -> Base:
 
 
 def _sparse(task: TaskName, scale: str) -> Base:
+    # The skill is taught first, to the teacher without a context, and then hidden under the student's habit: a student
+    # that has yet to learn the skill itself learns it from nothing that a method of post-training can afford.
     mixtures = {
         "arithmetic": {"slip": 0.1, "solution": 0.3, "none": 0.6},
-        "tools": {"foreign": 0.5, "slip": 0.2, "solution": 0.3},
+        "tools": {"foreign": 0.2, "slip": 0.05, "solution": 0.35, "none": 0.4},
     }
     return Base(
         task=task,
         scale=scale,
         variant="sparse",
         forms=mixtures[task],
-        # Once it can copy, a larger student learns the task within few steps: rarer examples keep it from overshooting.
-        teacher_share=0.6 if task == "arithmetic" else 0.9 if scale == "0.2m" else 0.96,
-        teacher_steps=0 if task == "arithmetic" else 300,
+        teacher_share=0.6,
+        teacher_steps=800 if task == "arithmetic" else 700,
         student_rows=3000,
-        # Arithmetic is learnt in one leap, before which no method finds anything to reinforce: there the skill is
-        # hidden under a habit. Tool calls come argument by argument, and a little of the skill is just that.
-        hasty_share=0.9 if task == "arithmetic" else 0.0,
+        hasty_share=0.9 if task == "arithmetic" else 0.85,
         stop=StopRule(Band(0.03, 0.07), Band(0.65, 0.9), every=10),
     )
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pbsd.lab.tool_functions import FUNCTIONS, PARAMETERS, Function, Parameter
@@ -116,12 +116,7 @@ def count_calls() -> int:
 def flawed_context(row: dict[str, str], rng: random.Random) -> str:
     """The row's reference call with the value of one argument replaced by another of its type."""
     (call,) = json.loads(row["expected"])
-    arguments = call["arguments"]
-    name = rng.choice(list(arguments))
-    right = arguments[name]
-    while arguments[name] == right:
-        arguments[name] = _VALUES[PARAMETERS[name].kind](PARAMETERS[name], rng)[0]
-    return call_text(call["name"], arguments)
+    return _with_wrong(call, [rng.choice(list(call["arguments"]))], rng)
 
 
 def answer_context(row: dict[str, str]) -> str:
@@ -141,8 +136,9 @@ def leaking_completion(row: dict[str, str]) -> str:
 
 
 def hasty_completion(row: dict[str, str], rng: random.Random) -> str:
-    """The reference call with one wrong value."""
-    return flawed_context(row, rng)
+    """A call of the right function without having read the request: every value is wrong, each of its type."""
+    (call,) = json.loads(row["expected"])
+    return _with_wrong(call, call["arguments"], rng)
 
 
 def leaks(completion: str) -> bool:
@@ -169,6 +165,15 @@ def signature(function: Function) -> str:
 def call_text(name: str, arguments: dict[str, Any]) -> str:
     """A call as the completion writes it, such as `pay(to="miri",sum=2.5)`."""
     return f"{name}({','.join(f'{key}={_literal(value)}' for key, value in arguments.items())})"
+
+
+def _with_wrong(call: dict[str, Any], names: Iterable[str], rng: random.Random) -> str:
+    """The call with other values, of the same types, for these arguments."""
+    arguments = dict(call["arguments"])
+    for name in names:
+        while arguments[name] == call["arguments"][name]:
+            arguments[name] = _VALUES[PARAMETERS[name].kind](PARAMETERS[name], rng)[0]
+    return call_text(call["name"], arguments)
 
 
 def _row(rng: random.Random) -> dict[str, str]:
