@@ -249,5 +249,5 @@ def test_the_strength_study_is_sound():
     packaged = dataclasses.replace(study, models=dict.fromkeys(("0.2m", "1m", "4m"), "lab/arithmetic-0.2m"))
     runs = [*tuning_runs(packaged), *final_runs(packaged, {})]
     options = resolved_options(runs)
-    assert {options[run.key]["per_device_train_batch_size"] for run in runs} == {16}
+    assert {options[run.key]["per_device_train_batch_size"] for run in runs} == {32}
     assert {options[run.key]["lr_scheduler_type"] for run in runs} == {"constant_with_warmup"}

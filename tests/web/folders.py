@@ -148,3 +148,56 @@ def write_study(folder: Path, curves, results) -> Path:
         (folder / name).write_bytes(gzip.compress(lines(content).encode(), mtime=0))
     (folder / "choices.json").write_text(json.dumps({"pbsd": {"learning_rate": 0.001}}))
     return folder
+
+
+PLANNED = {
+    # (method, world, seed): correct of 4 by problem, and the curve; sft generates nothing and has one seed
+    ("pbsd", "dense", 2): ((4, 2, 2, 4), (0.2, 0.4, 0.5)), ("pbsd", "dense", 10): ((4, 2, 2, 4), (0.2, 0.4, 0.5)),
+    ("opsd", "dense", 2): ((1, 2, 1, 0), (0.2, 0.6, 0.3)), ("opsd", "dense", 10): ((1, 2, 1, 0), (0.2, 0.6, 0.3)),
+    ("sft", "dense", 2): ((0, 0, 0, 0), (0.2, 0.3, 0.2)),
+}  # fmt: skip
+
+
+def write_planned_study(folder: Path, finished=PLANNED, *, metrics=True) -> Path:
+    """All files of `pbsd compare`, of a plan in which pbsd and opsd have one seed more in `dense`, and both and sft one
+    in `sparse`. Curves have points at steps 0, 10 and 20, metrics between them; opsd has an alarm in each run."""
+    fixed = {"task": "arithmetic", "scale": "0.2m"}
+    spent = {key: (0, 0, 0) if key[0] == "sft" else (0, 1000, 2000) for key in finished}
+    curves = {key: [*zip((0, 10, 20), spent[key], curve, strict=True)] for key, (_, curve) in finished.items()}
+    write_study(folder, curves, {key: correct for key, (correct, _) in finished.items()})
+    rows = [
+        {**fixed, "method": method, "world": world, "seed": seed, "step": step, "loss": seed / step,
+         **({} if method == "sft" else {"reward/student": seed / 10 + step / 100, "teacher/kl_teacher_student": 0.5})}
+        for method, world, seed in finished
+        for step in (10, 20)
+    ]  # fmt: skip
+    if metrics:
+        (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(lines(rows).encode(), mtime=0))
+    methods = ("pbsd", "opsd", "sft")
+    cell = {"tasks": ["arithmetic"], "worlds": ["dense"], "scales": ["0.2m"]}
+    choices = {
+        "study": {
+            "methods": {name: {} for name in methods},
+            "cells": [
+                {**cell, "methods": methods[:2], "seeds": [2, 10, 11]},
+                {**cell, "methods": methods, "seeds": [2]},
+                {**cell, "worlds": ["sparse"], "methods": methods, "seeds": [2]},
+            ],
+            "budget": {"generated_tokens": 2000, "max_steps": 20},
+            "test": {"problems": 4, "samples": 4},
+            "checkpoint": "last",
+        },
+        "choices": [
+            {"method": "pbsd", "task": "arithmetic", "world": "dense", "chosen": {"beta": 0.1},
+             "trials": [{"options": {"beta": 0.1}, "validation_accuracy": 0.5}]}
+        ],
+        "runs": [
+            {**fixed, "method": method, "world": world, "seed": seed, "key": "0abc", "steps": 20,
+             "generated_tokens": spent[method, world, seed][-1], "ended_by": "steps", "tested_step": 20,
+             "prompts_per_step": 2, "alarms": ["length_explosion"] if method == "opsd" else [],
+             "versions": {"pbsd": "0.1.0", "git_revision": None}}
+            for method, world, seed in finished
+        ],
+    }  # fmt: skip
+    (folder / "choices.json").write_text(json.dumps(choices))
+    return folder

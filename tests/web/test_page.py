@@ -1,13 +1,15 @@
 """The page in a real browser: what a person sees, reads with a screen reader, and does with the keyboard."""
 
+import gzip
 import itertools
+import json
 import re
 
 import pytest
 
 from pbsd.report.elements import Section
 from pbsd.report.page import render
-from web.folders import pair, write_run, write_study
+from web.folders import PLANNED, pair, write_planned_study, write_run, write_study
 from web.seen import drawn, numbers, rows
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -63,6 +65,34 @@ def test_a_picker_changes_chart_and_numbers(page_of_runs):
     expect(figure.locator(".plot")).to_contain_text("grpo")
     picker.select_option("lab/arithmetic")
     expect(figure.locator(".plot")).not_to_contain_text("grpo")
+
+
+def test_a_study_compares_its_methods(show, tmp_path):
+    """The numbers are derived in test_read_study.py; here they are seen, at a phone's width too."""
+    sparse = {(method, "sparse", 2): counts for (method, _, seed), counts in PLANNED.items() if seed == 2}
+    page = show(write_planned_study(tmp_path / "study", {**PLANNED, **sparse}), width=360)
+    ranking = rows(page, "2 methods, 2 worlds, 1 or 2 seeds each: average rank and accuracy in %")
+    assert [row[:2] for row in ranking] == [["pbsd", "1.00"], ["opsd", "2.00"]]
+    assert ranking[1][3].startswith("+50.0")
+    lead = drawn(page, "lead-1")
+    expect(lead.locator(".ytick text")).to_have_text(["opsd"])
+    lead.get_by_label("Worlds").select_option("world dense")
+    assert numbers(page, "lead-1")[1] == ["opsd", "2.00", f"25.0 [{MINUS}7.5, 57.5]", f"+50.0 [{MINUS}22.6, +122.6]"]
+
+    metrics = drawn(page, "metrics")
+    expect(metrics.locator(".legend")).to_contain_text("opsd")
+    assert numbers(page, "metrics")[0] == ["pbsd", "2", "10", "1,000", "0.3"]
+    metrics.get_by_label("World").select_option("arithmetic · sparse · 0.2m")
+    assert len(numbers(page, "metrics")) == 4
+    metrics.get_by_role("combobox", name="Metric").select_option("Loss")
+    assert ["sft", "2", "10", "0", "0.2"] in numbers(page, "metrics")
+    expect(metrics.locator(".ytitle")).to_have_text("Loss")
+    expect(drawn(page, "stability").locator(".plot")).to_contain_text("30.0 ⚠2")
+    page.locator("summary", has_text="Chosen options of study").click()
+    assert rows(page, "Chosen options of study") == [["pbsd", "arithmetic", "dense", "beta 0.1", "50.0"]]
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not accessibility_violations(page)
 
 
 def test_a_study_and_a_run_that_still_goes_on_one_page(show, tmp_path):
@@ -137,6 +167,24 @@ def test_hostile_names_are_inert_in_charts_and_tables(show, tmp_path):
         page.wait_for_timeout(200)
     expect(heat.locator(".hoverlayer")).to_contain_text("<img src=x")
     expect(drawn(page, "curves").locator(".legend")).to_contain_text("</script><script>")
+    opened(page)
+
+
+def test_hostile_names_of_a_study_are_inert(show, tmp_path):
+    """Methods, worlds and alarms come from the study's files."""
+    names = {"pbsd": HOSTILE[0], "opsd": " ".join(HOSTILE), "dense": HOSTILE[1], "length_explosion": HOSTILE[2]}
+    folder = write_planned_study(tmp_path / "study")
+    for path in folder.iterdir():
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        for name, hostile in names.items():
+            text = text.replace(json.dumps(name), json.dumps(hostile))
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    page = show(folder)
+    expect(drawn(page, "lead-0").get_by_role("heading")).to_contain_text(f"Lead of {HOSTILE[0]} over")
+    expect(drawn(page, "metrics").locator(".legend")).to_contain_text(HOSTILE[0][:18])
+    drawn(page, "stability")
+    assert HOSTILE[2] in rows(page, "Alarms in studies")[0]
     opened(page)
 
 

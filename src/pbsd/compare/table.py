@@ -15,8 +15,11 @@ from pbsd.compare.findings import Findings, read_findings
 from pbsd.compare.statistics import Interval, average_ranks, crossed_interval
 from pbsd.compare.study import Cell
 
-_CLOSE = 0.9
+CLOSE = 0.9
 """Share of the best method's final accuracy that tokens are counted to."""
+
+TitledRows = tuple[Sequence[str], list[list[str]]]
+"""Of a table that the report shows too: its titles and its rows."""
 
 
 def write_table(folder: Path) -> str:
@@ -71,9 +74,9 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
     first, *others = methods
     counts = sorted({len(seeds) for seeds in cells.values()})
     title = f"## {', '.join(methods)}: {_counted(len(cells), 'cell')}, {' or '.join(map(str, counts))} seeds"
-    accuracy = {method: _accuracy(findings, cells, method) for method in methods}
-    lead = {method: _lead(findings, cells, first, method) for method in others}
-    ranks = _ranks(findings, cells, methods)
+    accuracy = {method: mean_accuracy(findings, cells, method) for method in methods}
+    lead = {method: paired_lead(findings, cells, first, method) for method in others}
+    ranks = mean_ranks(findings, cells, methods)
     whole = _table(
         ["method", "average rank", "accuracy, %", f"lead of {first} over it, points"],
         (
@@ -82,26 +85,33 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
         ),
     )
     parts: list[list[str]] = []
-    for kind in ("task", "world", "scale"):
-        for value in dict.fromkeys(getattr(cell, kind) for cell in cells):
-            own = {cell: seeds for cell, seeds in cells.items() if getattr(cell, kind) == value}
-            ranks = _ranks(findings, own, methods)
-            texts = [f"{100 * _accuracy(findings, own, first).estimate:.1f} (rank {ranks[first]:.1f})"]
-            for method in others:
-                estimate = 100 * _accuracy(findings, own, method).estimate
-                texts.append(f"{estimate:.1f}; {_percent(_lead(findings, own, first, method), signed=True)}")
-            parts.append([f"{kind} {value}", *texts])
+    for name, own in parts_of(cells).items():
+        ranks = mean_ranks(findings, own, methods)
+        texts = [f"{100 * mean_accuracy(findings, own, first).estimate:.1f} (rank {ranks[first]:.1f})"]
+        for method in others:
+            estimate = 100 * mean_accuracy(findings, own, method).estimate
+            texts.append(f"{estimate:.1f}; {_percent(paired_lead(findings, own, first, method), signed=True)}")
+        parts.append([name, *texts])
     note = f"By task, world and scale: accuracy in %, and the lead of {first} in points."
     return [title, whole, note, _table(["", *methods], parts)]
 
 
-def _accuracy(findings: Findings, cells: Mapping[Cell, Sequence[int]], method: str) -> Interval:
+def parts_of(cells: Mapping[Cell, Sequence[int]]) -> dict[str, dict[Cell, Sequence[int]]]:
+    """The cells of every task, world and scale, by names such as `world dense`."""
+    return {
+        f"{kind} {value}": {cell: seeds for cell, seeds in cells.items() if getattr(cell, kind) == value}
+        for kind in ("task", "world", "scale")
+        for value in dict.fromkeys(getattr(cell, kind) for cell in cells)
+    }
+
+
+def mean_accuracy(findings: Findings, cells: Mapping[Cell, Sequence[int]], method: str) -> Interval:
     return crossed_interval(
         [findings.cell_values(cell, findings.values(cell, method, seeds)) for cell, seeds in cells.items()]
     )
 
 
-def _lead(findings: Findings, cells: Mapping[Cell, Sequence[int]], first: str, other: str) -> Interval:
+def paired_lead(findings: Findings, cells: Mapping[Cell, Sequence[int]], first: str, other: str) -> Interval:
     """Of the first method over the other: paired by cell, seed and problem."""
     return crossed_interval(
         [
@@ -111,7 +121,7 @@ def _lead(findings: Findings, cells: Mapping[Cell, Sequence[int]], first: str, o
     )
 
 
-def _ranks(findings: Findings, cells: Mapping[Cell, Sequence[int]], methods: Sequence[str]) -> dict[str, float]:
+def mean_ranks(findings: Findings, cells: Mapping[Cell, Sequence[int]], methods: Sequence[str]) -> dict[str, float]:
     return average_ranks(
         [
             {method: float(findings.values(cell, method, seeds).mean()) for method in methods}
@@ -132,15 +142,7 @@ def _cell_tables(findings: Findings) -> list[str]:
 
     def accuracy(cell: Cell, method: str) -> str:
         seeds = findings.seeds(cell, [method])
-        return _percent(_accuracy(findings, {cell: seeds}, method)) if seeds else ""
-
-    def tokens(cell: Cell, method: str) -> str:
-        curve = findings.curve(cell, method)
-        if curve is None:
-            return ""
-        spent = curve.reaches(_CLOSE * _best_final(findings, cell))
-        unit = "" if method in findings.generates else " steps"
-        return "never" if spent is None else f"{spent:,.0f}{unit}"
+        return _percent(mean_accuracy(findings, {cell: seeds}, method)) if seeds else ""
 
     drops = {
         method: [100 * curve.drop for cell in findings.cells if (curve := findings.curve(cell, method))]
@@ -159,12 +161,23 @@ def _cell_tables(findings: Findings) -> list[str]:
         "## By cell\n\nEvery method over all seeds that it has finished.",
         "### Test accuracy, %",
         _table(titles, by_cell(accuracy)),
-        f"### Generated tokens to {_CLOSE:.0%} of the best method's final validation accuracy",
-        _table(titles, by_cell(tokens)),
+        f"### Generated tokens to {CLOSE:.0%} of the best method's final validation accuracy",
+        _table(titles, by_cell(lambda cell, method: tokens_to_best(findings, cell, method))),
         "### Drop of validation accuracy from its peak to the end, points",
         _table(titles, [*by_cell(drop), *summary]),
         *_race(findings, methods),
     ]
+
+
+def tokens_to_best(findings: Findings, cell: Cell, method: str) -> str:
+    """Tokens (steps where nothing is generated) until validation accuracy is close to the best method's final one:
+    `1,200`, `40 steps`, `never`, or nothing where the method has no run in the cell."""
+    curve = findings.curve(cell, method)
+    if curve is None:
+        return ""
+    spent = curve.reaches(CLOSE * _best_final(findings, cell))
+    unit = "" if method in findings.generates else " steps"
+    return "never" if spent is None else f"{spent:,.0f}{unit}"
 
 
 def _best_final(findings: Findings, cell: Cell) -> float:
@@ -173,6 +186,13 @@ def _best_final(findings: Findings, cell: Cell) -> float:
 
 
 def _race(findings: Findings, methods: Sequence[str]) -> list[str]:
+    titles, rows = race(findings, methods)
+    if not rows:
+        return []
+    return [f"### Tokens of {methods[0]} to the best validation accuracy of another method", _table(titles, rows)]
+
+
+def race(findings: Findings, methods: Sequence[str]) -> TitledRows:
     """Where and how soon the first method reaches the best point of another."""
     first, *others = methods
     rows = []
@@ -191,23 +211,31 @@ def _race(findings: Findings, methods: Sequence[str]) -> list[str]:
             middle = statistics.median(ratios)
             reached = sum(math.isfinite(ratio) for ratio in ratios)
             rows.append([method, f"{reached} of {len(ratios)}", "never" if math.isinf(middle) else f"{middle:.2f}"])
-    if not rows:
-        return []
     titles = ["method", f"cells in which {first} reaches its best", f"median tokens of {first}, as a share of its own"]
-    return [f"### Tokens of {first} to the best validation accuracy of another method", _table(titles, rows)]
+    return titles, rows
 
 
 def _usage(findings: Findings) -> list[str]:
-    """What training used, and whether prompts per step were equal."""
-    runs = findings.choices["runs"]
-    if not runs:
+    titles, rows = usage(findings)
+    if not rows:
         return []
-    rows, prompts = [], {}
+    equal = len({row[-1] for row in rows}) == 1
+    note = "equal for all methods" if equal else "**not equal for all methods**, which favours those with more"
+    return [
+        "## What training used",
+        _table(titles, rows),
+        f"The number of distinct prompts per step is {note}.",
+    ]
+
+
+def usage(findings: Findings) -> TitledRows:
+    """What training used, by method."""
+    runs = findings.choices["runs"]
+    rows = []
     for method in findings.methods:
         own = [run for run in runs if run["method"] == method]
         if not own:
             continue
-        prompts[method] = sorted({run["prompts_per_step"] for run in own})
         rows.append(
             [
                 method,
@@ -216,11 +244,9 @@ def _usage(findings: Findings) -> list[str]:
                 f"{statistics.fmean(run['generated_tokens'] for run in own):,.0f}",
                 _counts(run["ended_by"] for run in own),
                 _counts(rule for run in own for rule in run["alarms"]),
-                ", ".join(map(str, prompts[method])),
+                ", ".join(map(str, sorted({run["prompts_per_step"] for run in own}))),
             ]
         )
-    equal = len({tuple(values) for values in prompts.values()}) == 1
-    note = "equal for all methods" if equal else "**not equal for all methods**, which favours those with more"
     titles = [
         "method",
         "runs",
@@ -230,15 +256,18 @@ def _usage(findings: Findings) -> list[str]:
         "runs with an alarm",
         "prompts per step",
     ]
-    return ["## What training used", _table(titles, rows), f"The number of distinct prompts per step is {note}."]
+    return titles, rows
 
 
 def _choices(findings: Findings) -> list[str]:
-    choices = findings.choices["choices"]
-    if not choices:
-        return []
+    titles, rows = chosen_options(findings)
+    return ["## Chosen options", _table(titles, rows)] if rows else []
+
+
+def chosen_options(findings: Findings) -> TitledRows:
+    """What was tuned to, and what the trials found."""
     rows = []
-    for choice in choices:
+    for choice in findings.choices["choices"]:
         tried = [trial["validation_accuracy"] for trial in choice.get("trials", [])]
         scores = " ".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in tried)
         rows.append(
@@ -250,8 +279,7 @@ def _choices(findings: Findings) -> list[str]:
                 scores if tried else f"taken over from another study's {choice['chosen_for']}",
             ]
         )
-    titles = ["method", "task", "world", "chosen", "validation accuracy of the trials, %"]
-    return ["## Chosen options", _table(titles, rows)]
+    return ["method", "task", "world", "chosen", "validation accuracy of the trials, %"], rows
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from pbsd.evaluate.intervals import Interval
 from pbsd.report.elements import Choice, Plot, Table, figure, interval, label, percent, short
-from pbsd.report.trials import Spread, Trial, band, final_accuracy
+from pbsd.report.trials import Spread, Trial, band, final_accuracy, generates
 
 PERCENT_AXIS = {"tickformat": ".0%", "hoverformat": ".1%"}
+X_TITLES = {"step": "step", "tokens": "tokens generated for training"}
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon")
 
 
@@ -24,8 +25,14 @@ def categories(names: Sequence[str]) -> dict[str, Any]:
     return {"type": "category", "automargin": True, "tickvals": [label(name) for name in names], "ticktext": ticks}
 
 
-def dots(rows: Mapping[str, Sequence[tuple[str, Interval]]], title: str, colors: Mapping[str, int]) -> Plot:
-    """Series -> (row, interval): a line of dots with intervals for each row."""
+def dots(
+    rows: Mapping[str, Sequence[tuple[str, Interval]]],
+    title: str,
+    colors: Mapping[str, int],
+    form: Mapping[str, Any] = PERCENT_AXIS,
+    start: float | None = None,
+) -> Plot:
+    """Series -> (row, interval): a line of dots with intervals for each row. `start`: a value always in sight."""
     data = [
         {
             "type": "scatter",
@@ -48,13 +55,13 @@ def dots(rows: Mapping[str, Sequence[tuple[str, Interval]]], title: str, colors:
         for name, values in rows.items()
     ]
     names = list(dict.fromkeys(row for values in rows.values() for row, _ in values))
+    seen = [value for values in rows.values() for _, value in values]
+    seen += [] if start is None else [Interval(start, start, start)]
     return {
         "data": data,
         "layout": {
             "height": 150 + 42 * len(names),
-            "xaxis": axis(
-                title, **PERCENT_AXIS, range=_around([value for values in rows.values() for _, value in values])
-            ),
+            "xaxis": axis(title, **form, range=_around(seen)),
             "yaxis": {**categories(names), "autorange": "reversed"},
             "hovermode": "closest",
             "scattermode": "group",
@@ -135,8 +142,15 @@ def fan(bins: Sequence[tuple[float, Mapping[str, Sequence[float]]]], names: Sequ
     return {"data": data, "layout": {"xaxis": axis("step"), "yaxis": axis(y), "hovermode": "x unified"}}
 
 
-def heat(rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], float], hover: Mapping) -> Plot:
-    """Drops from the peak, in percentage points; an empty cell has none."""
+def heat(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[str, str], float],
+    alarms: Mapping[tuple[str, str], int],
+    hover: Mapping[tuple[str, str], str],
+) -> Plot:
+    """Drops from the peak, in percentage points, each with its number of alarms; an empty cell has none."""
+    marks = [[f" ⚠{count}" if (count := alarms.get((row, column))) else "" for column in columns] for row in rows]
     values = [[defined(100 * cells.get((row, column), math.nan)) for column in columns] for row in rows]
     return {
         "data": [
@@ -147,7 +161,10 @@ def heat(rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, 
                 "z": values,
                 "zmin": 0,
                 "zmax": max([10.0, *(value for line in values for value in line if value is not None)]),
-                "text": [["" if value is None else f"{value:.1f}" for value in line] for line in values],
+                "text": [
+                    ["" if value is None else f"{value:.1f}{mark}" for value, mark in zip(line, own, strict=True)]
+                    for line, own in zip(values, marks, strict=True)
+                ],
                 "customdata": [
                     [label(f"{row}, {column}: {hover.get((row, column), 'no curve')}") for column in columns]
                     for row in rows
@@ -171,21 +188,22 @@ def heat(rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, 
 
 
 def curve_choices(cells: Mapping[str, Mapping[str, list[Trial]]], colors: Mapping[str, int], by: str) -> list[Choice]:
-    """Held-out accuracy over `step` or `tokens`, a choice for each cell that has points."""
-    titles = {"step": "step", "tokens": "tokens generated for training"}
+    """Held-out accuracy over `step` or `tokens`, a choice for each cell that has points. Methods that generate nothing
+    have no line over tokens."""
     choices = []
     for cell, labels in cells.items():
-        series = {name: spreads for name, trials in labels.items() if (spreads := band(trials, by))}
+        drawn = {name: trials for name, trials in labels.items() if by == "step" or generates(trials)}
+        series = {name: spreads for name, trials in drawn.items() if (spreads := band(trials, by))}
         if not series:
             continue
-        plot = banded(series, colors, titles[by], axis("held-out accuracy", **PERCENT_AXIS))
+        plot = banded(series, colors, X_TITLES[by], axis("held-out accuracy", **PERCENT_AXIS))
         rows = [
             [name, trial.seed, figure(point.step), figure(point.tokens), percent(point.accuracy)]
             for name, trials in labels.items()
             for trial in trials
             for point in trial.points
         ]
-        table = Table(f"Held-out accuracy in %, {cell}", ("run", "seed", "step", "tokens", "accuracy"), rows)
+        table = Table(f"Held-out accuracy in % by {by}, {cell}", ("run", "seed", "step", "tokens", "accuracy"), rows)
         choices.append(Choice(cell, plot, [table]))
     return choices
 

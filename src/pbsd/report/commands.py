@@ -11,7 +11,7 @@ from pbsd.report.explorer import Explorer, explorer
 from pbsd.report.page import render
 from pbsd.report.runs import RUN_FILES, Run, is_run, read_run
 from pbsd.report.sections import sections
-from pbsd.report.study import STUDY_FILES, Study, is_study, read_study
+from pbsd.report.study import STUDY_FILES, Study, is_study, read_study, told_apart
 from pbsd.report.trials import run_trials
 
 HEAVY = 60_000_000
@@ -62,6 +62,7 @@ def report(folders: Sequence[Path], *, title: str | None = None, max_pairs: int 
             runs.append(read_run(path, name))
         else:
             raise ValueError(_neither(path))
+    studies = told_apart(studies)
     explorers: dict[str, Explorer] = {}
     for found in runs:
         if (pairs := explorer(found, max_pairs)) is not None:

@@ -56,17 +56,26 @@ class Choice:
     name: str
     plot: Plot
     tables: Sequence[Table]
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure; with several choices a picker named `pick` stands above it."""
+    """A figure; with several choices a picker named `pick` stands above it, with several groups of choices one named
+    `pick_group` too. Every group has the same names, in the same order."""
 
     id: str
     title: str
     caption: str
     choices: Sequence[Choice]
     pick: str = ""
+    pick_group: str = ""
+
+    @property
+    def pickers(self) -> list[tuple[str, list[str]]]:
+        """Pickers and what they offer; choices are in the order of the first one's options, then the second one's."""
+        groups, names = ([*dict.fromkeys(getattr(c, key) for c in self.choices)] for key in ("group", "name"))
+        return [(pick, found) for pick, found in ((self.pick_group, groups), (self.pick, names)) if len(found) > 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pbsd.report.charts import axis, banded, curve_choices, dots, fan, final_choices, heat
+from pbsd.report.charts import X_TITLES, axis, banded, curve_choices, dots, fan, final_choices, heat
+from pbsd.report.comparison import comparison
 from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, figure, interval, percent
+from pbsd.report.manifest import manifest
 from pbsd.report.runs import Run, difference
 from pbsd.report.study import Study
-from pbsd.report.trials import Spread, Trial, by_cell, differing_options, final_accuracy, option
+from pbsd.report.trials import Spread, Trial, by_cell, final_accuracy, generates, spreads
 
 MEASURES = {"sampled": "avg@k at temperature 1", "greedy": "greedy"}
 SIGNALS = {
@@ -43,11 +44,12 @@ def sections(runs: Sequence[Run], studies: Sequence[Study], trials: Sequence[Tri
     return [
         _overview(runs, studies),
         _accuracy(runs, studies, cells, colors),
+        *([comparison(studies, colors)] if studies else []),
         _curves(runs, trials, cells, colors),
         _tokens(cells, colors),
         _distributions(runs),
         _stability(runs, cells),
-        _manifest(runs, studies),
+        manifest(runs, studies),
     ]
 
 
@@ -69,7 +71,7 @@ def _overview(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
         columns = ("run", "method", "data", "seed", "state", "generated tokens", "seconds of training")
         tables.append(Table("Runs", columns, rows))
     if studies:
-        rows = [[study.name, *_counts(study.trials)] for study in studies]
+        rows = [[study.name, *_counts(study)] for study in studies]
         tables.append(Table("Studies", ("study", "training runs", "methods", "cells", "seeds"), rows))
     notes = [[run.name, note] for run in runs for note in run.notes]
     notes += [[study.name, note] for study in studies for note in study.notes]
@@ -92,8 +94,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _counts(trials: Sequence[Trial]) -> list[str]:
-    return [figure(len(trials)), *(figure(len({getattr(t, key) for t in trials})) for key in ("label", "cell", "seed"))]
+def _counts(study: Study) -> list[str]:
+    trials, planned = figure(len(study.trials)), study.findings.planned if study.findings is not None else ()
+    if planned:
+        trials += f" of {len(planned):,}"
+    return [trials, *(figure(len({getattr(t, key) for t in study.trials})) for key in ("label", "cell", "seed"))]
 
 
 def _accuracy(
@@ -167,6 +172,11 @@ def _curves(
     if signals:
         caption = f"Means over at most {WINDOWS} windows of steps; with several seeds the band is their range."
         charts.append(Chart("signals", "Training signals", caption, signals, pick="Metric"))
+    if metrics := _metrics_of_studies(cells, colors):
+        caption = "Means over the steps between two points of the validation curve. The line is the mean over seeds, "
+        caption += f"the band their range.{_not_drawn(trial for trial in trials if trial.windows)}"
+        title = "Metrics of training in studies"
+        charts.append(Chart("metrics", title, caption, metrics, pick="World", pick_group="Metric"))
     return Section("curves", "Learning curves", charts=charts, lacking="No step has been logged yet.")
 
 
@@ -184,6 +194,49 @@ def _signal(runs: Sequence[Run], labels: Mapping[str, str], colors: Mapping[str,
     for trace in plot["data"]:
         trace["mode"] = "lines"
     return Choice(SIGNALS[key], plot, [Table(f"{SIGNALS[key]} ({key})", ("run", "step", "value"), rows)])
+
+
+def _metrics_of_studies(cells: Mapping[str, Mapping[str, list[Trial]]], colors: Mapping[str, int]) -> list[Choice]:
+    """Metric by metric, in each every cell of a study."""
+    own = {cell: labels for cell, labels in cells.items() if any(trial.windows for trial in _all(labels))}
+    logged = {
+        key for labels in own.values() for trial in _all(labels) for window in trial.windows for key in window.values
+    }
+    return [_metric(key, cell, labels, colors) for key in SIGNALS if key in logged for cell, labels in own.items()]
+
+
+def _metric(key: str, cell: str, labels: Mapping[str, list[Trial]], colors: Mapping[str, int]) -> Choice:
+    """A metric over generated tokens; a method that generates nothing has its numbers in the table alone."""
+    series, rows = {}, []
+    for name, trials in labels.items():
+        curves = [[(w.tokens, w.values.get(key, math.nan)) for w in trial.windows] for trial in trials]
+        if generates(trials) and (found := spreads(curves)):
+            series[name] = found
+        rows += [
+            [name, trial.seed, figure(window.step), figure(window.tokens), figure(window.values[key])]
+            for trial in trials
+            for window in trial.windows
+            if key in window.values
+        ]
+    plot = banded(series, colors, X_TITLES["tokens"], axis(SIGNALS[key]))
+    plot["layout"]["xaxis"]["rangemode"] = "tozero"
+    table = Table(f"{SIGNALS[key]} ({key}), {cell}", ("method", "seed", "step", "tokens", "value"), rows)
+    return Choice(cell, plot, [table], group=SIGNALS[key])
+
+
+def _all(labels: Mapping[str, Sequence[Trial]]) -> list[Trial]:
+    return [trial for trials in labels.values() for trial in trials]
+
+
+def _not_drawn(trials: Iterable[Trial]) -> str:
+    """Of charts over generated tokens."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.label, []).append(trial)
+    idle = [name for name, own in found.items() if own and not generates(own)]
+    if not idle:
+        return ""
+    return f" Without a line here, since nothing is generated: {', '.join(idle)}; the numbers have them."
 
 
 def _windows(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -208,7 +261,8 @@ def _tokens(cells: Mapping[str, Mapping[str, list[Trial]]], colors: Mapping[str,
     choices = curve_choices(cells, colors, "tokens")
     for choice in choices:
         choice.plot["layout"]["xaxis"]["rangemode"] = "tozero"
-    caption = "The line is the mean over seeds, the band their range."
+    drawn = (trial for labels in cells.values() for trial in _all(labels) if trial.points)
+    caption = f"The line is the mean over seeds, the band their range.{_not_drawn(drawn)}"
     title = "Held-out accuracy for generated tokens"
     charts = [Chart("tokens", title, caption, choices, pick="World")] if choices else []
     return Section("tokens", "Tokens against accuracy", charts=charts, lacking=NOT_EVALUATED)
@@ -283,7 +337,7 @@ def _quantiles(values: Sequence[float]) -> list[float]:
 
 def _stability(runs: Sequence[Run], cells: Mapping[str, Mapping[str, list[Trial]]]) -> Section:
     labels = list(dict.fromkeys(label for found in cells.values() for label in found))
-    drops, hover, rows = {}, {}, []
+    drops, counts, hover, rows = {}, {}, {}, []
     for cell, found in cells.items():
         for name, trials in found.items():
             curves = [trial for trial in trials if not math.isnan(trial.drop)]
@@ -292,6 +346,7 @@ def _stability(runs: Sequence[Run], cells: Mapping[str, Mapping[str, list[Trial]
             drops[name, cell] = math.fsum(trial.drop for trial in curves) / len(curves)
             peaks, lasts = ([getattr(trial, which).accuracy for trial in curves] for which in ("peak", "last"))
             known = [trial.alarms for trial in curves if trial.alarms is not None]
+            counts[name, cell] = sum(known)
             alarms = figure(sum(known)) if known else "not recorded"
             peak, last = percent(math.fsum(peaks) / len(peaks)), percent(math.fsum(lasts) / len(lasts))
             hover[name, cell] = f"peak {peak}%, last {last}%, seeds {len(curves)}, alarms {alarms}"
@@ -302,15 +357,16 @@ def _stability(runs: Sequence[Run], cells: Mapping[str, Mapping[str, list[Trial]
         table = Table("Peak and last held-out accuracy in %, and the drop in points, means over seeds", columns, rows)
         caption = (
             "Held-out accuracy at its best point of training minus that at the last: 0 is stable. The best of several "
-            "noisy points lies above the truth, so a small drop means little."
+            "noisy points lies above the truth, so a small drop means little. Every seed has its own peak (table.md "
+            "takes that of the seeds' mean curve). ⚠2: two alarms, over all seeds."
         )
-        plot = heat(labels, list(cells), drops, hover)
+        plot = heat(labels, list(cells), drops, counts, hover)
         charts.append(Chart("stability", "Drop from the peak", caption, [Choice("drop", plot, [table])]))
     return Section(
         "stability",
         "Stability",
         charts=charts,
-        tables=_alarms(runs),
+        tables=[*_alarms(runs), *_rules(cells)],
         lacking="A drop needs two evaluations of a run; there are none yet, and no alarms were recorded.",
     )
 
@@ -324,26 +380,12 @@ def _alarms(runs: Iterable[Run]) -> list[Table]:
     return [Table("Alarms", ("run", "step", "rule", "message"), rows)] if rows else []
 
 
-def _manifest(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
-    tables = []
-    if len(runs) > 1 and (keys := differing_options(runs)):
-        rows = [[key, *(str(option(run, key)) for run in runs)] for key in keys]
-        tables.append(Table("Options in which the runs differ", ("option", *(run.name for run in runs)), rows))
-    for run in runs:
-        rows = [list(pair) for pair in flat(run.manifest)]
-        if rows:
-            tables.append(Table(f"Manifest of {run.name}", ("entry", "value"), rows))
-    for study in studies:
-        if study.choices:
-            rows = [list(pair) for pair in flat(study.choices)]
-            tables.append(Table(f"Choices of {study.name}", ("entry", "value"), rows))
-    return Section("manifest", "Manifest", tables=tables, lacking="No manifest was found.")
-
-
-def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested objects and lists of objects as (path, value) lines."""
-    if isinstance(value, dict) and value:
-        return [line for key, item in value.items() for line in flat(item, f"{name}.{key}" if name else str(key))]
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return [line for place, item in enumerate(value) for line in flat(item, f"{name}[{place}]")]
-    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+def _rules(cells: Mapping[str, Mapping[str, list[Trial]]]) -> list[Table]:
+    """Alarms of studies, which keep the rules alone."""
+    rows = [
+        [name, cell, rule, ", ".join(trial.seed for trial in trials if rule in trial.rules)]
+        for cell, labels in cells.items()
+        for name, trials in labels.items()
+        for rule in sorted({rule for trial in trials for rule in trial.rules})
+    ]
+    return [Table("Alarms in studies", ("method", "world", "rule", "seeds"), rows)] if rows else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,11 +23,20 @@ class Point(NamedTuple):
     accuracy: float
 
 
+class Window(NamedTuple):
+    """Means of training metrics over the steps since the last window's end; `tokens` as in `Point`."""
+
+    step: float
+    tokens: float
+    values: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """`label`: the method, or what tells a run's settings from the others'. `final`: accuracy by test problem.
 
-    `alarms` is None where none were recorded, because nothing looked for them.
+    `alarms` is None where none were recorded, because nothing looked for them. `windows` and `rules` (the alarms'
+    names) are a study's; a run has its own metrics and alarms.
     """
 
     label: str
@@ -37,6 +46,8 @@ class Trial:
     points: tuple[Point, ...]
     final: dict[str, float]
     alarms: int | None = None
+    windows: tuple[Window, ...] = ()
+    rules: tuple[str, ...] = ()
 
     @property
     def peak(self) -> Point | None:
@@ -92,15 +103,25 @@ class Spread(NamedTuple):
 
 
 def band(trials: Sequence[Trial], axis: str) -> list[Spread]:
-    """Accuracy over `step` or `tokens`. The k-th points of the seeds belong together; their x is averaged."""
-    spreads = []
-    for place in range(max((len(trial.points) for trial in trials), default=0)):
-        here = [trial.points[place] for trial in trials if place < len(trial.points)]
-        values = [point.accuracy for point in here if not math.isnan(point.accuracy)]
+    """Accuracy over `step` or `tokens`."""
+    return spreads([[(getattr(point, axis), point.accuracy) for point in trial.points] for trial in trials])
+
+
+def spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+    """The k-th points (x, value) of the seeds' curves belong together; their x is averaged."""
+    found = []
+    for place in range(max(map(len, curves), default=0)):
+        here = [curve[place] for curve in curves if place < len(curve)]
+        values = [value for _, value in here if not math.isnan(value)]
         if values:
-            x = math.fsum(getattr(point, axis) for point in here) / len(here)
-            spreads.append(Spread(x, math.fsum(values) / len(values), min(values), max(values), len(values)))
-    return spreads
+            x = math.fsum(x for x, _ in here) / len(here)
+            found.append(Spread(x, math.fsum(values) / len(values), min(values), max(values), len(values)))
+    return found
+
+
+def generates(trials: Iterable[Trial]) -> bool:
+    """Whether training generated anything (NaN: not known)."""
+    return any(point.tokens != 0 for trial in trials for point in trial.points)
 
 
 def run_trials(runs: Sequence[Run]) -> list[Trial]:

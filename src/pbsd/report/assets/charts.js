@@ -58,7 +58,9 @@
   }
 
   function chosen(figure) {
-    return reportData.charts[figure.dataset.chart][Number(figure.querySelector("select")?.value ?? 0)];
+    const pickers = [...figure.querySelectorAll("select")];
+    const place = pickers.reduce((before, picker) => before * picker.options.length + Number(picker.value), 0);
+    return reportData.charts[figure.dataset.chart][place];
   }
 
   function fillNumbers(figure) {
@@ -78,7 +80,9 @@
   for (const figure of figures) {
     const { height } = chosen(figure).plot.layout;
     figure.querySelector(".plot").style.minHeight = `${height ?? 380}px`;
-    figure.querySelector("select")?.addEventListener("change", () => { draw(figure); fillNumbers(figure); });
+    for (const picker of figure.querySelectorAll("select")) {
+      picker.addEventListener("change", () => { draw(figure); fillNumbers(figure); });
+    }
     figure.querySelector("details").addEventListener("toggle", () => fillNumbers(figure));
   }
   // After the page is there and its first texts are painted.
