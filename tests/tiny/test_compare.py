@@ -110,15 +110,19 @@ def test_every_run_is_there_with_its_budget_and_curve(whole):
     assert not any(name.startswith("time/") for row in metrics["pbsd", 0] for name in row)
 
 
-def test_the_learning_rate_falls_as_the_budget_is_spent(whole):
-    """pbsd: 1e-3 times the share of 600 tokens that was left when the step before began. sft: half of its 2 tuning
-    steps are left at the second."""
-    runs = whole / "work" / "runs"
-    lines, sft = (read_lines(next(runs.glob(name)) / METRICS) for name in ("final-pbsd-*-seed0-*", "*-sft-*-trial1-*"))
-    spent = [line["tokens/generated_total"] for line in lines[:-2]]
-    assert len(spent) > 2
-    assert [line["learning_rate"] for line in lines[2:]] == pytest.approx([1e-3 * (1 - n / 600) for n in spent])
-    assert [line["learning_rate"] for line in sft] == pytest.approx([1e-3, 0.5e-3])
+@pytest.mark.parametrize(("tokens", "steps"), [(600, 20), (5000, 5)])
+def test_the_learning_rate_falls_as_the_budget_is_spent(tmp_path, tokens, steps):
+    """1e-3 times the share of tokens (of those counted when the step before began) or steps that is left, whichever is
+    less; at most 160 tokens a step, so 5000 are never spent and 5 steps end the run, 600 before 20 steps."""
+    budget = {"generated_tokens": tokens, "max_steps": steps}
+    tuning = {**STUDY["tuning"], "generated_tokens": tokens}
+    folder = write_study(tmp_path / "tiny", budget=budget, tuning=tuning)
+    assert compare(folder, "--only", "tuning", "pbsd", "trial0") == 0
+    lines = read_lines(next((folder / "work" / "runs").glob("tuning-pbsd-*")) / METRICS)
+    spent = [0, *(line["tokens/generated_total"] for line in lines)]
+    left = [1 - max(spent[max(0, k - 1)] / tokens, k / steps) for k in range(len(lines))]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * share for share in left])
+    assert len(lines) >= 5
 
 
 def test_choices_say_what_was_tried_and_found(whole):

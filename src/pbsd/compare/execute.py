@@ -162,10 +162,10 @@ class Curve(TrainerCallback):
             schedule.lr_lambdas = [self._decayed(factor) for factor in schedule.lr_lambdas]
 
     def _decayed(self, factor: Callable[[int], float]) -> Callable[[int], float]:
-        """The factor of the recipe's own schedule, times the share of the budget that is left: asked for when a step
-        ends, before its tokens are counted."""
-        tokens = self.run.budget.generated_tokens
-        return lambda step: factor(step) * max(0.0, 1.0 - self._spent(step) / tokens)
+        """The factor of the recipe's own schedule, times the share of the budget, in tokens or steps, that is left: asked
+        for when a step ends, before its tokens are counted."""
+        tokens, steps = self.run.budget
+        return lambda step: factor(step) * max(0.0, 1.0 - max(self.trainer.generated_tokens / tokens, step / steps))
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._spent_before_step = self._spent(state.global_step)
