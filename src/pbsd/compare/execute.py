@@ -162,7 +162,7 @@ class Curve(TrainerCallback):
             schedule.lr_lambdas = [self._decayed(factor) for factor in schedule.lr_lambdas]
 
     def _decayed(self, factor: Callable[[int], float]) -> Callable[[int], float]:
-        """The factor of the recipe's own schedule, times the share of the budget, in tokens or steps, that is left: asked
+        """The factor of the recipe's own schedule, times the share of the budget's tokens or steps that is left: asked
         for when a step ends, before its tokens are counted."""
         tokens, steps = self.run.budget
         return lambda step: factor(step) * max(0.0, 1.0 - max(self.trainer.generated_tokens / tokens, step / steps))
