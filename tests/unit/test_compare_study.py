@@ -201,6 +201,8 @@ def test_refusals_of_own_tasks(study, changes, words):
         ({("tuning",): None}, "methods.pbsd.tune asks for trials, but there is no `tuning`"),
         ({("tuning", "seeds"): [1, 9]}, "share seed 1"),
         ({("tuning", "scale"): "2m"}, "tuning.scale: unknown '2m'; did you mean 0.2m\\?"),
+        ({("tuning", "same_as"): {"noisy": "nosy"}}, "tuning.same_as.noisy: unknown 'nosy'"),
+        ({("tuning", "same_as"): {"noisy": "noisy"}}, "tuning.same_as.noisy: unknown 'noisy'"),
         ({("tuning", "generated_tokens"): 1001}, "more than budget.generated_tokens"),
         ({("choices",): "other.json"}, "give `tuning` or `choices`"),
         ({("choices",): "other.json", ("tuning",): None}, "other.json is not there"),

@@ -3,12 +3,13 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import yaml
 from test_compare_study import STUDY
 
-from pbsd.compare.plan import tuning_runs
+from pbsd.compare.plan import final_runs, tuning_runs
 from pbsd.compare.runner import Costs
 from pbsd.compare.store import RESULT, Store
 from pbsd.compare.study import StudyError, load_study
@@ -65,6 +66,29 @@ def test_the_best_mean_over_seeds_is_chosen_per_method_task_and_world(tuned):
     assert dense["trials"][2]["by_seed"] == {"8": pytest.approx(0.2), "9": pytest.approx(0.4)}
     assert choices["base", "dense"]["chosen"] == {"learning_rate": 1e-5}
     assert (dense["scale"], dense["generated_tokens"]) == ("tiny", 250)
+
+
+def test_a_world_may_take_the_choices_of_another(tmp_path):
+    """noisy has no trials of its own: its choices, final runs and line in the table are dense's."""
+    path = tmp_path / "mine.yaml"
+    tuning = {**STUDY["tuning"], "same_as": {"noisy": "dense"}}
+    path.write_text(yaml.safe_dump({**STUDY, "tuning": tuning}, sort_keys=False))
+    study = load_study(path)
+    runs = tuning_runs(study)
+    assert {run.cell.world for run in runs} == {"dense"}
+    store = Store(tmp_path / "work")
+    store.options = {run.key: OPTIONS for run in runs}
+    for run in runs:
+        write(store, run, [run.trial / 10])
+    choices = choices_by_trials(study, store, runs)
+    assert [(c["method"], c["world"], c.get("decided_in")) for c in choices] == [
+        ("pbsd", "dense", None), ("base", "dense", None), ("pbsd", "noisy", "dense"), ("base", "noisy", "dense"),
+    ]  # fmt: skip
+    chosen = chosen_options(choices)
+    last = {method: study.methods[method].trials[3] for method in ("pbsd", "base")}
+    worlds = ("dense", "noisy")
+    assert chosen == {(method, "arithmetic", world): last[method] for method, world in product(last, worlds)}
+    assert all(run.recipe.items() >= last[run.method].items() for run in final_runs(study, chosen))
 
 
 @pytest.mark.parametrize(("checkpoint", "best"), [("last", 0), ("best_validation", 3)])

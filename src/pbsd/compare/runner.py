@@ -47,7 +47,7 @@ class StudyRunner:
         """List the runs; those of open choices are shown under their first trial's options."""
         final = self.final
         if final is None:
-            first = {place: self.study.methods[place[0]].trials[0] for place in self.study.tuned_places()}
+            first = {place: self.study.methods[place[0]].trials[0] for place in self.study.places()}
             final = final_runs(self.study, first)
         runs = [run for run in (*self.tuning, *final) if selected(run)]
         costs = Costs(self.store, self.tuning + (self.final or []))

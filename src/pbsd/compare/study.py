@@ -116,12 +116,16 @@ class FinalTest(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """The trials of every method, per task and world, at one scale; the best mean validation accuracy is chosen."""
+    """The trials of every method, per task and world, at one scale; the best mean validation accuracy is chosen.
+
+    `same_as`: worlds without trials of their own, each with the world whose choices it takes.
+    """
 
     scale: str
     seeds: tuple[int, ...]
     generated_tokens: int
     trials: int
+    same_as: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +176,15 @@ class Study:
         """Every (method, task, world) whose options are chosen by this study's trials."""
         if self.tuning is None:
             return []
+        return list(dict.fromkeys((method, task, self.tuned_world(world)) for method, task, world in self.places()))
+
+    def places(self) -> list[tuple[str, str, str]]:
+        """Every (method, task, world) that is tested."""
         return list(dict.fromkeys((unit.method, unit.cell.task, unit.cell.world) for unit in self.units()))
+
+    def tuned_world(self, world: str) -> str:
+        """The world whose trials decide for this one."""
+        return self.tuning.same_as.get(world, world) if self.tuning else world
 
 
 def study_name(path: Path) -> str:
@@ -302,11 +314,17 @@ def _cells(
 def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
     if values is None:
         return None
-    check_keys(values, "tuning", required=Tuning._fields)
+    check_keys(values, "tuning", required=Tuning._fields[:-1], optional=("same_as",))
     numbers = {key: whole(values[key], f"tuning.{key}") for key in ("generated_tokens", "trials")}
+    same_as = mapping(values.get("same_as"), "tuning.same_as")
+    worlds = sorted({name for _, name in WORLDS})
+    for world, other in same_as.items():
+        one_of(world, "tuning.same_as", worlds)
+        one_of(other, f"tuning.same_as.{world}", [name for name in worlds if name not in same_as])
     return Tuning(
         scale=one_of(values["scale"], "tuning.scale", scales),
         seeds=seeds(values["seeds"], "tuning.seeds"),
+        same_as=same_as,
         **numbers,
     )
 

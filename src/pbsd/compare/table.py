@@ -276,10 +276,16 @@ def chosen_options(findings: Findings) -> TitledRows:
                 choice["task"],
                 choice["world"],
                 "open" if choice["chosen"] is None else _options(choice["chosen"]),
-                scores if tried else f"taken over from another study's {choice['chosen_for']}",
+                scores if tried else _taken_over(choice),
             ]
         )
     return ["method", "task", "world", "chosen", "validation accuracy of the trials, %"], rows
+
+
+def _taken_over(choice: Mapping[str, Any]) -> str:
+    if "decided_in" in choice:
+        return f"taken over from {choice['decided_in']}"
+    return f"taken over from another study's {choice['chosen_for']}"
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from pbsd.compare.study import CheckpointRule, Study, StudyError
 
 def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A choice per method, task and world: every trial with its validation accuracy, by seed and on average, and the
-    options of the best (of equals the first); null while a trial is not finished. Test problems play no part."""
+    options of the best (of equals the first); null while a trial is not finished. Test problems play no part. A world
+    without trials of its own takes the choice `decided_in` another."""
     assert study.tuning is not None or not runs
     by_place: dict[Place, list[Run]] = {}
     for run in runs:
@@ -40,6 +41,11 @@ def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[d
             {"method": method, "task": task, "world": world, "scale": own[0].cell.scale,
              "generated_tokens": own[0].budget.generated_tokens, "chosen": chosen, "trials": trials}
         )  # fmt: skip
+    made = {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in choices}
+    for method, task, world in study.places() if made else []:
+        if (decided_in := study.tuned_world(world)) != world:
+            chosen = made[method, task, decided_in]
+            choices.append({"method": method, "task": task, "world": world, "decided_in": decided_in, "chosen": chosen})
     return choices
 
 
@@ -59,7 +65,7 @@ def choices_of_another(study: Study) -> list[dict[str, Any]]:
     other = read_choices(study.choices)["choices"]
     made = {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in other}
     choices = []
-    for method, task, world in dict.fromkeys((unit.method, unit.cell.task, unit.cell.world) for unit in study.units()):
+    for method, task, world in study.places():
         source = study.methods[method].choices_of
         if source is None:
             continue
