@@ -135,6 +135,7 @@ def test_other_settings_are_refused_by_name_and_restart_moves_the_old_aside(tiny
     before = content(out)
     for changed, words in (
         (["--temperature", "0.6"], "temperature: 1.0 -> 0.6"),
+        (["--reward_timeout", "5"], "reward_timeout: 10.0 -> 5.0"),
         (["--limit", "2"], "problems: 6 -> 2"),
     ):
         assert main([*flags, *changed]) == 2
@@ -200,6 +201,43 @@ def test_thinking_reaches_the_template_or_is_refused(tiny, gsm8k, tmp_path, caps
         evaluation = measure.prepare(request, tmp_path)
         prompt = evaluation.engine.tokenizer.decode(list(evaluation.prompts[0].student_ids))
         assert prompt.endswith(f"[{thinking}]") and evaluation.settings["thinking"] == thinking
+
+
+def test_a_thought_that_the_template_opened_and_the_length_cut_is_no_answer(tiny, gsm8k, tmp_path):
+    """Every digit that the tiny model writes would be read as its answer, were the thought not known to be open. The
+    control: without the template's `<think>` some completions are read."""
+    outcomes = {}
+    for seed, opening in ((0, ""), (1, "<think>\n")):
+        model = tiny(seed, chat_template="{{ messages[0]['content'] }}\n" + opening)
+        out = tmp_path / str(seed)
+        assert main(["evaluate", model, *gsm8k, "--n", "8", "--out", str(out)]) == 0
+        samples = [sample for record in records(out) for sample in record["completions"]]
+        assert all(sample["text"].startswith("<think>") == bool(opening) for sample in samples)
+        outcomes[opening] = {sample["outcome"] for sample in samples if "</think>" not in sample["text"]}
+    assert outcomes[""] > {"unparsed"} == outcomes["<think>\n"]
+
+
+def test_a_damaged_result_names_its_file(tiny, gsm8k, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["evaluate", tiny(), *gsm8k, "--n", "1", "--out", str(out)]
+    assert main(flags) == 0
+    whole, manifest = (out / "records.jsonl").read_text(), (out / "evaluation.json").read_text()
+    last = json.loads(whole.splitlines()[-1])
+    (out / "records.jsonl").write_text(whole + json.dumps({**last, "row": last["row"] + 1}) + "\n")
+    assert main(flags) == 2
+    assert "are not those of rows 0, 1, 2 ... of 6" in capsys.readouterr().err
+    (out / "records.jsonl").write_text(whole)
+    (out / "evaluation.json").write_text(manifest[:40])
+    for again in (flags, ["evaluate", "--compare", str(out), str(out)]):
+        assert main(again) == 2
+        assert f"{out}/evaluation.json: not JSON" in capsys.readouterr().err
+
+
+def test_a_model_whose_name_looks_like_markup_is_named(gsm8k, tiny, tmp_path, capsys):
+    folder = tmp_path / "[bold]x"
+    os.rename(tiny(), folder)
+    assert main(["evaluate", str(folder), *gsm8k, "--n", "1", "--out", str(tmp_path / "out")]) == 0
+    assert "[bold]xongsm8k" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
 
 
 def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_path, capsys):

@@ -145,6 +145,9 @@ def test_a_benchmark_keeps_equal_problems(tmp_path):
     [
         ("gsm8k", {"split": "dev"}, "has no split 'dev'; it has test, train"),
         ("gsm8k", {"size": 9}, "has 2 rows, fewer than the 9 asked for"),
+        ("gsm8k", {"size": 0}, "0 rows were asked for; give at least 1"),
+        ("gsm8k", {"size": -1}, "-1 rows were asked for; give at least 1"),
+        ("gsm8k", {"split": "train"}, "split 'train' cannot be read"),
         ("gsm9k", {}, "did you mean 'gsm8k'?"),
         ("math500", {}, "'problem', 'solution' is missing; the table has answer, question"),
         ("bfcl:simple", {}, "no file BFCL_v*_simple_python.json"),
@@ -155,6 +158,34 @@ def test_errors_say_what_is_there(name, query, words, tmp_path):
     with pytest.raises(ValueError) as error:
         benchmarks.load(name, Query(local=str(tmp_path), **query))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_named(content, tmp_path):
+    (tmp_path / "test.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"split 'test' cannot be read: "):
+        benchmarks.load("gsm8k", Query(local=str(tmp_path)))
+
+
+def test_answers_of_another_kind_are_left_out_and_counted(tmp_path):
+    write_lines(tmp_path / "test.jsonl", [{"question": "q", "answer": None}, {"question": "q", "answer": "#### 3"}])
+    found = benchmarks.load("gsm8k", Query(local=str(tmp_path)))
+    assert [row["answer"] for row in found.rows] == ["3"]
+    assert found.left_out == {"rows without a final line `#### answer`": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("dapo-math-17k", {"prompt": "text", "reward_model": {"ground_truth": "1"}}),
+        ("dapo-math-17k", {"prompt": [], "reward_model": {"ground_truth": "1"}}),
+        ("dapo-math-17k", {"prompt": [{"role": "user", "content": "q"}], "reward_model": "1"}),
+    ],
+)
+def test_columns_that_hold_other_things_name_source_and_row(name, row, tmp_path):
+    write_lines(tmp_path / "train.jsonl", [row])
+    with pytest.raises(ValueError, match=r"row 0: its columns hold other things"):
+        benchmarks.load(name, Query(local=str(tmp_path)))
 
 
 def test_names_are_datasets_of_recipes(tmp_path):

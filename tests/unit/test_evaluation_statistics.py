@@ -127,6 +127,16 @@ def test_summary_by_hand():
     assert (low, high) == pytest.approx((0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25), rel=1e-3)  # t(1) s / sqrt(2)
 
 
+def test_a_figure_that_is_zero_everywhere_is_not_certain():
+    """Of three problems: 1 - .025^(1/3) = .7076. Tokens and phrases are no shares: equal numbers
+    have no width."""
+    figures = summarize([problem(row, WRONG, WRONG) for row in range(3)])["figures"]
+    for name in ("avg@2", "pass@1", "pass@2", "maj@2", "score", "truncated", "leakage"):
+        assert (figures[name]["low"], figures[name]["high"]) == (0, pytest.approx(0.70760, abs=1e-5)), name
+    assert (figures["tokens"]["low"], figures["tokens"]["high"]) == (10, 10)
+    assert (figures["hedging"]["low"], figures["hedging"]["high"]) == (0, 0)
+
+
 def test_leakage_is_the_share_of_samples_that_cite():
     cited = sample(text="the reference solution says 4")
     assert summarize([problem(0, cited, sample()), problem(1, sample(), sample())])["figures"]["leakage"][

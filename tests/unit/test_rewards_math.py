@@ -55,6 +55,34 @@ CORRECT = [
     (r"<think>\boxed{1}</think>It is \boxed{2}.", "2"),
     ("so we have\n#### x^2+1\n", "x^2+1"),
     (r"\boxed{5}", 5),  # data sets also hold numbers
+    ("The answer is (1, 2).", "(1,2)"),  # in the open
+    ("The answer is **(-1, 2]**.", "(-1,2]"),
+    ("Answer: {1, 2, 3}", r"\{3,2,1\}"),
+    ("The answer is (-∞, 2) \u222a (3, ∞).", r"(-\infty,2)\cup(3,\infty)"),
+    ("The answer is 2√3.", r"2\sqrt{3}"),
+    ("The answer is:\n\\[\n5\n\\]", "5"),
+    ("The answer is \\[\n5\n\\]", "5"),
+    ("The answer is (as 2 + 3 = 5) 5", "5"),  # words are no mathematics
+    ("The answer is 7, as \\frac{14}{2} shows.", "7"),
+    (r"\boxed{(A)(B)}", "AB"),  # a product, where no letter is asked for
+    (r"\boxed{x<2\text{ or }x>3}", r"(-\infty,2)\cup(3,\infty)"),
+    (r"\boxed{(-\infty,-1]\cup(0,1)}", r"0<x<1 \text{ or } x \le -1"),
+    ("B", "B"),
+    ("It must be this one.\n**(B)**", "B"),
+    (r"\boxed{\textbf{(B)}\ 5}", "B"),
+    (r"\boxed{B: 5}", "B"),
+    ("\\boxed{4\u200b2}", "42"),  # characters that nobody sees
+    ("\ufeff\\boxed{\u200e42\u00ad}", "42"),
+    ("\\boxed{\U0001d7d2\U0001d7d0}", "42"),  # bold digits
+    ("\\boxed{2\U0001d70b}", r"2\pi"),  # an italic pi
+    ("\\boxed{\u0664\u0662}", "42"),  # Arabic digits
+    ("\\boxed{1\u20442}", "0.5"),  # a fraction slash
+    ("\\boxed{1\u22152}", "0.5"),  # a division slash
+    ("\\boxed{3\u00b75}", "15"),
+    (r"\boxed{\,5\ }", "5"),
+    (r"\boxed{~5~}", "5"),
+    (r"\boxed{3/4 miles}", "0.75"),
+    (r"\boxed{½ cup}", "0.5"),
 ]
 
 WRONG = [
@@ -69,6 +97,13 @@ WRONG = [
     (r"\boxed{D}", "C"),
     (r"<think>\boxed{2}</think>It is \boxed{3}.", "2"),
     ("#### 42\nor rather\n#### 43", "42"),
+    ("The answer is (2, 1).", "(1,2)"),
+    ("The answer is 3√2.", r"2\sqrt{3}"),
+    (r"\boxed{x<2\text{ or }x\ge 3}", r"(-\infty,2)\cup(3,\infty)"),
+    (r"\boxed{x<2\text{ or }y>3}", r"(-\infty,2)\cup(3,\infty)"),
+    ("(C)", "B"),
+    (r"\boxed{C: B}", "B"),
+    ("The answer is B.\nC", "B"),
 ]
 
 UNPARSED = [
@@ -78,6 +113,7 @@ UNPARSED = [
     (r"It is 12: \boxed{12", "12"),  # cut off: it may have gone on to 123
     (r"\boxed{12} or \boxed{1", "12"),
     (r"\boxed{\frac{1}{}}", "1"),
+    ("\\boxed{\u0445}", "x"),  # a Cyrillic letter that looks like the Latin one
     (r"<think>so \boxed{1}", "1"),  # cut off while thinking
     (r"<think>\boxed{1}</think>", "1"),
 ]
@@ -94,7 +130,7 @@ def test_an_equal_answer_is_correct(completion, answer):
 def test_another_answer_is_wrong(completion, answer):
     result = grade(completion, answer)
     assert (result.outcome, result.score) == ("wrong", 0.0)
-    assert answer in result.reason
+    assert repr(answer) in result.reason or answer in result.reason
 
 
 @pytest.mark.parametrize(("completion", "answer"), UNPARSED)

@@ -97,7 +97,11 @@ def test_a_readable_but_different_call_is_wrong_and_says_where(completion, why):
         '{"name": "triangle_area", "arguments": {"base": 10, "base": 10, "height": 5}}',
         '{"name": "triangle_area", "arguments": {"base": 10, "height": 5}, "unit": "cm"}',
         '{"name": "triangle_area", "arguments": [10, 5]}',
+        '{"name": "triangle_area", "arguments": {"base": 10, "height": 5}, "parameters": {}}',  # which of them?
+        '{"name": "f", "function": {"name": "triangle_area", "arguments": {"base": 10, "height": 5}}}',
         '<tool_call>{"name": "triangle_area", "arguments": {"base": 10, "height": 5}}',  # not closed
+        "<tool_call>" + tagged(call("triangle_area", base=10, height=5)) + "</tool_call>",
+        tagged(call("triangle_area", base=10, height=5)).replace("}}", "}} {}"),
         tagged(call("triangle_area", base=10, height=5)) + "<tool_call>{",
         "<think>triangle_area(base=10, height=5)",
         "Action: triangle_area",
@@ -174,6 +178,20 @@ def test_an_empty_string_in_the_plain_form_is_a_value_and_not_a_mark():
 )
 def test_nested_values_in_the_possible_answer_form(accepted, value, outcome):
     assert grade(json.dumps(call("f", a=value)), [{"f": {"a": accepted}}]).outcome == outcome
+
+
+@pytest.mark.parametrize("text", ["</tool_call>", "<tool_call>", '<tool_call>{"name": "f"}</tool_call>'])
+def test_a_tag_in_a_string_is_text(text):
+    """The JSON decides where a call ends, also where an argument quotes another call."""
+    expected = [{"name": "say", "arguments": {"text": text}}, {"name": "end", "arguments": {}}]
+    completion = tagged(call("say", text=text)) + "\n" + tagged(call("end"))
+    assert grade(completion, expected).outcome == "correct"
+    assert grade(completion, expected[:1]).outcome == "wrong"
+
+
+def test_a_schema_of_an_argument_that_says_nothing_allows_everything():
+    tools = [{"name": "f", "parameters": {"properties": {"a": True, "b": "text"}}}]
+    assert grade("f(a=1, b=[2])", [{"name": "f", "arguments": {"a": 1, "b": [2]}}], tools).outcome == "correct"
 
 
 def test_several_calls_match_in_any_order_and_one_to_one():
@@ -319,6 +337,9 @@ def test_the_tool_calls_of_chat_messages_are_graded():
         (FACTORIAL, [{"name": "g"}], "not among the tools ['g']"),
         (FACTORIAL, [{"title": "g"}], "`tools` holds"),
         (FACTORIAL, "{", "`tools` is a string that is not JSON"),
+        (FACTORIAL, [{"name": "math.factorial", "parameters": "none"}], "parameters of math.factorial are 'none'"),
+        (FACTORIAL, [{"name": "math.factorial", "parameters": {"properties": ["number"]}}], "give a JSON object"),
+        (FACTORIAL, [{"name": "math.factorial", "parameters": {"required": True}}], "give a JSON array"),
     ],
 )
 def test_an_unreadable_reference_is_an_error(expected, tools, why):

@@ -71,6 +71,7 @@ def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path, line):
         ({"row": 0}, "step must be a number"),
         (pair(step=None), "step must be a whole number, is None"),
         (pair(step=1.5), "step must be a whole number, is 1.5"),
+        (pair(margin=10**400), "margin is too large a number: 10000"),
         ({**pair(), "margin": "wide"}, "margin must be a number, is 'wide'"),
         ({**pair(), "chosen": {"text": 3, "tokens": 1, "reward": 1}}, "chosen: text must be text, is 3"),
         ({key: value for key, value in pair().items() if key != "rejected"}, "chosen without its other side"),

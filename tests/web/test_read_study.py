@@ -45,6 +45,16 @@ def test_methods_are_ranked_with_paired_leads(tmp_path):
         trace for chart in part.charts for trace in chart.choices[0].plot["data"] if trace["error_x"]["array"][0]
     ]
     assert point["x"] == [pytest.approx(50)] and point["error_x"]["array"] == [pytest.approx(72.63, abs=0.01)]
+    assert point["error_x"]["arrayminus"] == point["error_x"]["array"]
+    assert all(chart.choices[0].plot["layout"]["xaxis"]["range"][0] < 0 for chart in part.charts)  # zero is in sight
+
+
+def test_the_best_method_comes_first(tmp_path):
+    """Whatever the study compares the others to."""
+    other = {"pbsd": "opsd", "opsd": "pbsd"}
+    swapped = {key: PLANNED[(other.get(key[0], key[0]), *key[1:])] for key in PLANNED}
+    rows = table(parts(write_planned_study(tmp_path / "s", swapped))["comparison"], "2 methods")
+    assert [(row[0], row[3].split()[0]) for row in rows] == [("opsd", f"{MINUS}50.0"), ("pbsd", DASH)]
 
 
 def test_every_lead_is_that_of_the_written_table(tmp_path):
@@ -62,7 +72,15 @@ def test_costs_are_those_of_the_curves(tmp_path):
     part = parts(write_planned_study(tmp_path / "s"))["comparison"]
     assert table(part, "Generated tokens to 90%") == [[DENSE, "1,500", "625", "never"]]
     assert table(part, "Tokens of pbsd to the best") == [["opsd", "0 of 1", "never"]]
+    assert table(part, "What training used")[0] == ["pbsd", "2", "20", "2,000", "steps 2", DASH, "2"]
     assert table(part, "What training used")[1] == ["opsd", "2", "20", "2,000", "steps 2", "length_explosion 2", "2"]
+
+
+def test_a_method_without_a_run_in_a_world_has_no_cost_there(tmp_path):
+    """pbsd alone is in `sparse`: 90% of its own .5 after 1500 tokens."""
+    finished = {**PLANNED, ("pbsd", "sparse", 2): PLANNED["pbsd", "dense", 2]}
+    rows = table(parts(write_planned_study(tmp_path / "s", finished))["comparison"], "Generated tokens to 90%")
+    assert rows[1] == ["arithmetic · sparse · 0.2m", "1,500", DASH, DASH]
 
 
 def test_training_metrics_by_method_over_tokens(tmp_path):
@@ -177,6 +195,17 @@ def test_damaged_choices_name_the_file(tmp_path, damage):
     damage(choices)
     (folder / "choices.json").write_text(json.dumps(choices))
     with pytest.raises(ValueError, match=r"choices\.json"):
+        report([folder])
+
+
+def test_a_curve_without_a_number_names_the_folder(tmp_path):
+    folder = write_planned_study(tmp_path / "s")
+    path = folder / "curves.jsonl.gz"
+    rows = [
+        json.loads(line) | {"validation_accuracy": None} for line in gzip.decompress(path.read_bytes()).splitlines()
+    ]
+    path.write_bytes(gzip.compress(lines(rows).encode()))
+    with pytest.raises(ValueError, match="a table is not as `pbsd compare` writes it"):
         report([folder])
 
 

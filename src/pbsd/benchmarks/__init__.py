@@ -70,6 +70,8 @@ def load(name: str, query: Query) -> Rows:
         )
     if query.size is None:
         return rows
+    if query.size < 1:
+        raise ValueError(f"{base}: {query.size} rows were asked for; give at least 1, or leave the number out for all")
     if query.size > len(rows.rows):
         raise ValueError(
             f"{base}, split {query.split!r} has {len(rows.rows)} rows, fewer than the {query.size} asked for"

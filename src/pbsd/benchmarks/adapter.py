@@ -110,17 +110,22 @@ class Table:
         return self.convert_all(table_rows(table, [*required, *self.optional]), source)
 
     def convert_all(self, raw_rows: Iterable[RawRow], source: str) -> Rows:
-        """Raises ValueError when no row is usable."""
+        """Raises ValueError when no row is usable, or a column holds another kind of thing."""
         kept: dict[str, Row] = {}
         left_out: Counter[str] = Counter()
         conflicting: set[str] = set()
         for index, raw in enumerate(raw_rows):
             try:
                 row = self.convert(raw, index)
+                key = str(index) if self.problem is None else " ".join(self.problem(raw).split())
             except UnusableRow as reason:
                 left_out[str(reason)] += 1
                 continue
-            key = str(index) if self.problem is None else " ".join(self.problem(raw).split())
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{source}, row {index}: its columns hold other things than this adapter reads ({error}): "
+                    f"{raw!r:.200}"
+                ) from error
             first = kept.setdefault(key, row)
             if first is row:
                 continue

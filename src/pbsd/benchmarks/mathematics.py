@@ -45,7 +45,7 @@ def _columns(problem: str, answer: str = "answer") -> Callable[[RawRow, int], Ro
 
 
 def _gsm8k(raw: RawRow, index: int) -> Row:
-    solution, mark, answer = raw["answer"].rpartition("####")
+    solution, mark, answer = str(raw["answer"]).rpartition("####")
     if not mark:
         raise UnusableRow("rows without a final line `#### answer`")
     return _row(raw["question"], answer, solution.strip(), index)

@@ -27,14 +27,18 @@ def load_table(name: str, *, split: str, config: str | None = None, revision: st
     """
     path = Path(name)
     files = [path] if path.is_file() else [path / f"{split}{suffix}" for suffix in KINDS]
+    if path.is_file() and path.suffix not in KINDS:
+        raise ValueError(f"{name}: expected a file of type {', '.join(KINDS)}")
     try:
         for file in filter(Path.is_file, files):
-            if file.suffix not in KINDS:
-                raise ValueError(f"{name}: expected a file of type {', '.join(KINDS)}")
             return datasets.load_dataset(KINDS[file.suffix], data_files={split: str(file)}, split=split)
         return datasets.load_dataset(name, config, split=split, revision=None if path.exists() else revision)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error.__cause__ or error}") from error
+    except StopIteration as error:
+        raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: the file holds no rows") from error
+    except ValueError as error:  # such as a split that is not there
+        raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error}") from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"dataset {name!r} is neither a file or folder here nor found on the hub ({error}): check the name, or "

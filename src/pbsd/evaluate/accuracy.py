@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pbsd.engine import Engine
-from pbsd.evaluate.intervals import Interval, clustered_interval
+from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
 from pbsd.records import Prompt, Rollout
 
 
@@ -46,11 +46,11 @@ class Accuracy:
     @property
     def sampled(self) -> Interval:
         """avg@k: mean over problems of the share of correct samples."""
-        return clustered_interval([problem.accuracy for problem in self.problems if problem.num_samples])
+        return share_interval([problem.accuracy for problem in self.problems if problem.num_samples])
 
     @property
     def greedy(self) -> Interval:
-        return clustered_interval([float(p.greedy_correct) for p in self.problems if p.greedy_correct is not None])
+        return share_interval([float(p.greedy_correct) for p in self.problems if p.greedy_correct is not None])
 
     @property
     def generated_tokens(self) -> int:

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pbsd.evaluation.records import RECORDS, SUMMARY, ProblemRecord, ResultFolde
 from pbsd.evaluation.statistics import summarize
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
+from pbsd.rewards.text import opened_thought
 from pbsd.rollouts import TransformersSampler
 from pbsd.run import weights_hash
 
@@ -128,6 +129,8 @@ class Evaluation:
             key=(self.request.seed, 0),
             params=engine.args.sampling_params(),
         )
+        opened = [opened_thought(str(engine.tokenizer.decode(list(prompt.student_ids[-8:])))) for prompt in prompts]
+        rollouts = [replace(rollout, text=opened[rollout.prompt] + rollout.text) for rollout in rollouts]
         rollouts, scores = engine.grade(prompts, rollouts)
         (grades,) = scores.by_function.values()
         completions: list[list[SampleRecord]] = [[] for _ in prompts]
@@ -185,7 +188,7 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         pad_id=pad,
         gather=lambda items: items,
     )
-    names = ("n", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "seed")
+    names = ("n", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "seed", "reward_timeout")
     settings = {
         "benchmark": benchmark.name,
         "split": request.query.split or benchmark.splits[0],

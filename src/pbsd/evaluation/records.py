@@ -23,7 +23,7 @@ class SampleRecord:
     """One graded completion.
 
     Attributes:
-        text: with its thinking, without special tokens.
+        text: with its thinking (and the `<think>` that the chat template wrote for it), without special tokens.
         answer: what it votes for in maj@k; None: nothing.
         outcome, score, reason: the grade (`pbsd.rewards.Grade`).
         tokens: of the completion, the stop token included.
@@ -108,11 +108,18 @@ class ResultFolder(RunFolder):
             MANIFEST,
             {"settings_sha256": settings_hash(settings), "settings": settings, **about, "sessions": sessions},
         )
-        return self._keep_whole_records()
+        return self._keep_whole_records(settings["problems"])
 
     def move_aside(self) -> None:
         """What `--restart` does with an earlier evaluation."""
         self.start(resume=False)
+
+    def read(self, name: str) -> Any:
+        """Raises ValueError, naming the file, where it is not JSON."""
+        try:
+            return super().read(name)
+        except ValueError as error:
+            raise ValueError(f"{self.path / name}: not JSON ({error}): move the folder aside by --restart") from error
 
     def problems(self) -> list[ProblemRecord]:
         """Raises ValueError for a line that is no record."""
@@ -120,7 +127,7 @@ class ResultFolder(RunFolder):
         lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
         return [_parsed(line, path, number) for number, line in enumerate(lines, 1)]
 
-    def _keep_whole_records(self) -> int:
+    def _keep_whole_records(self, total: int) -> int:
         path = self.path / RECORDS
         if not path.is_file():
             return 0
@@ -131,8 +138,10 @@ class ResultFolder(RunFolder):
                 file.truncate(whole)
                 os.fsync(file.fileno())
         problems = self.problems()
-        if [problem.row for problem in problems] != list(range(len(problems))):
-            raise ValueError(f"{path}: the records are not those of rows 0, 1, 2 ...: move it aside by --restart")
+        if len(problems) > total or [problem.row for problem in problems] != list(range(len(problems))):
+            raise ValueError(
+                f"{path}: the records are not those of rows 0, 1, 2 ... of {total}: move it aside by --restart"
+            )
         return len(problems)
 
 

@@ -12,10 +12,9 @@ from rich.table import Column, Table
 
 from pbsd.evaluation.compare import Comparison
 from pbsd.evaluation.records import ProblemRecord
-from pbsd.evaluation.statistics import accuracy
+from pbsd.evaluation.statistics import SHARES, accuracy
 from pbsd.progress import LiveLine, console
 
-_PERCENT = ("avg@", "pass@", "maj@", "score", "truncated", "leakage")
 _NAMES = {
     "score": "mean score",
     "tokens": "tokens per completion",
@@ -61,7 +60,7 @@ def print_summary(summary: Mapping[str, Any], settings: Mapping[str, Any], about
     screen = console()
     title = f"{about['model']} on {settings['benchmark']} ({settings['split']}, {summary['problems']} problems)"
     table = Table(
-        Column("", justify="left"), Column("95% interval, clustered by problem", justify="right"), title=title
+        Column("", justify="left"), Column("95% interval, clustered by problem", justify="right"), title=escape(title)
     )
     for name, figure in summary["figures"].items():
         few = f"  ({figure['problems']} problems)" if figure["problems"] < summary["problems"] else ""
@@ -113,6 +112,6 @@ def _number(name: str, value: float, *, signed: bool = False) -> str:
     if math.isnan(value):
         return "-"
     sign = "+" if signed else ""
-    if name.startswith(_PERCENT):
+    if name.startswith(SHARES):
         return f"{100 * value:{sign}.1f}%"
     return f"{value:{sign}.2f}" if name == "hedging" else f"{value:{sign},.0f}"

@@ -14,12 +14,15 @@ from typing import Any
 from scipy import stats
 
 from pbsd.diagnostics.text import hedging_rate, leaks
-from pbsd.evaluate.intervals import Interval, clustered_interval
+from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
 from pbsd.evaluation.records import ProblemRecord, SampleRecord
 from pbsd.rewards.grade import OUTCOMES
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 """Of the completions' tokens."""
+
+SHARES = ("avg@", "pass@", "maj@", "score", "truncated", "leakage")
+"""How figures from 0 to 1 begin."""
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -137,7 +140,8 @@ def summarize(problems: Sequence[ProblemRecord]) -> dict[str, Any]:
     means = {}
     for name, value in figures(n).items():
         values = [found for problem in problems if not math.isnan(found := value(problem))]
-        means[name] = {**clustered_interval(values).as_dict(), "problems": len(values)}
+        interval = share_interval(values) if name.startswith(SHARES) else clustered_interval(values)
+        means[name] = {**interval.as_dict(), "problems": len(values)}
     per_correct = ratio_interval(
         [sum(sample.tokens for sample in problem.completions) for problem in problems],
         [sum(sample.correct for sample in problem.completions) for problem in problems],

@@ -94,14 +94,17 @@ def _parse(text: str, where: str) -> Record:
 def number(record: Record, key: str, where: str) -> float:
     """A field that must be a number. A null is NaN: JSON has none of its own.
 
-    Raises ValueError where it is missing or something else.
+    Raises ValueError where it is missing, something else, or too large.
     """
     value = record.get(key, "missing")
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where}: {key} must be a number, is {value!r:.60}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{where}: {key} is too large a number: {str(value)[:20]}...") from error
 
 
 def integer(record: Record, key: str, where: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbsd.evaluate.intervals import Interval, clustered_interval
+from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
 from pbsd.report.files import Notes, Record, integer, number, read_json, read_lines, read_yaml
 
 RUN_FILES = ("manifest.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "eval_before.json", "summary.json")
@@ -35,7 +35,7 @@ class Evaluation:
 
     def accuracy(self, measure: str) -> Interval:
         """95% interval, clustered by problem, of `sampled` (avg@k at temperature 1) or `greedy`."""
-        return clustered_interval(_known(getattr(problem, measure) for problem in self.problems.values()))
+        return share_interval(_known(getattr(problem, measure) for problem in self.problems.values()))
 
 
 def difference(before: Evaluation, after: Evaluation, measure: str) -> Interval:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pbsd.compare.files import CHOICES, CURVES, RESULTS, TRAINING
 from pbsd.compare.findings import Findings, read_findings
 from pbsd.compare.study import Cell
-from pbsd.compare.table import chosen_options, usage
+from pbsd.compare.table import make_table
 from pbsd.report.files import Notes, Record, number, read_json, read_lines, text
 from pbsd.report.trials import Point, Trial, Window
 
@@ -129,7 +129,7 @@ def _findings(
     try:
         findings = read_findings(path)
         rules = {_trial(run, CHOICES): tuple(run["alarms"]) for run in findings.choices["runs"]}
-        usage(findings), chosen_options(findings)  # read every field that the page will show
+        make_table(findings)  # reads every field that the page will show
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: {CHOICES} or a table is not as `pbsd compare` writes it ({error!r}): make it anew by --table"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbsd.compare.statistics import CellValues, crossed_interval
-from pbsd.evaluate.intervals import Interval, clustered_interval
+from pbsd.evaluate.intervals import Interval, share_interval
 from pbsd.report.files import number
 from pbsd.report.runs import Run
 
@@ -81,7 +81,7 @@ def final_accuracy(trials: Sequence[Trial]) -> Interval:
     for own in known:
         for name, value in own.items():
             problems.setdefault(name, []).append(value)
-    return clustered_interval([math.fsum(values) / len(values) for values in problems.values()])
+    return share_interval([math.fsum(values) / len(values) for values in problems.values()])
 
 
 def by_cell(trials: Iterable[Trial]) -> dict[str, dict[str, list[Trial]]]:

@@ -32,9 +32,10 @@ def grade(completion: str, answer: str) -> Grade:
     """Is the completion's final answer mathematically equal to `answer`?
 
     The completion's answer is, in this order: its last `\\boxed{}` (boxes joined by a comma or `and` make a set), its
-    last `<answer>` tag, a last line `#### 42`, a stated letter where `answer` is one of a choice, else what math-verify
-    finds ("the final answer is", the last formula or number; two numbers joined by `or` at the end are both). Only the
-    text after a `</think>` counts. `answer` is a bare answer (LaTeX or plain), or a worked solution with one of these
+    last `<answer>` tag, a last line `#### 42`, a letter where `answer` is one of a choice (stated, or the last line),
+    else what math-verify finds ("the final answer is", the last formula or number; two numbers joined by `or` at the
+    end are both; a bracket or LaTeX after "answer is" is taken whole). Only the text after a `</think>` counts.
+    `answer` is a bare answer (LaTeX or plain), or a worked solution with one of these
     marks. No time limit here: run it in a `GraderPool`.
 
     Decimals are exact: 0.33 is not 1/3. A percentage equals its fraction and, above 1, its bare number (50%: 0.5 or
@@ -94,6 +95,8 @@ def _read_completion(text: str, *, choice: bool) -> tuple[str, list[Any]]:
         found = _parse(text.replace("`", " "))
         return (str(found[-1]) if found else ""), found
     answer = math_text.unwrapped(answer)
+    if choice and (letter := math_text.named_choice(answer)):
+        answer = letter
     return answer, _parse_answer(answer)
 
 
@@ -139,6 +142,7 @@ def _equal(gold: list[Any], found: list[Any]) -> bool:
         # The sign may be left out as a unit may; but a bare number of at most 1 is the fraction itself.
         return _verify([bare], [percent / 100]) or ((percent - 1).is_positive is True and _verify([bare], [percent]))
     wanted, given = _as_point(wanted, given), _as_point(given, wanted)
+    wanted, given = _as_union(wanted, given), _as_union(given, wanted)
     if _differ_as_numbers(wanted, given):
         return False
     # The string that math-verify puts beside each expression also counts: the same LaTeX is the same answer.
@@ -169,6 +173,18 @@ def _as_point(expression: Any, other: Any) -> Any:
     if not isinstance(other, sympy.Tuple | sympy.Interval):
         return expression
     return sympy.Tuple(*(item.rhs for item in sorted(expression.args, key=lambda item: item.lhs.name)))
+
+
+def _as_union(expression: Any, other: Any) -> Any:
+    """`x < 2 or x > 3` as the union of its intervals, where the other answer is a union."""
+    if not isinstance(other, sympy.Union) or not isinstance(expression, sympy.FiniteSet):
+        return expression
+    conditions = expression.args
+    if not all(isinstance(item, sympy.core.relational.Relational | sympy.And) for item in conditions):
+        return expression
+    if len(expression.free_symbols) != 1:
+        return expression
+    return sympy.Union(*(item.as_set() for item in conditions))
 
 
 def _differ_as_numbers(wanted: Any, given: Any) -> bool:

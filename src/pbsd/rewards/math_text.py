@@ -12,22 +12,39 @@ _BOX_SEPARATOR = re.compile(r"(?:[\s$,;]|\\[,;()\[\]]|\\text\{\s*(?:and|or)\s*\}
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _STATED_CHOICE = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?[\s*($]*([A-J])\b(?!\s+[a-z])")
+_LONE_CHOICE = re.compile(r"\**\(?([A-J])[).]*\**\.?")
+_NAMED_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:\(([A-J])\)|([A-J])\s*[).:](?!\w))")
 _NUMBER = r"-?\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,30})?"
 _TWO_NUMBERS = re.compile(rf"(?<![\w.])({_NUMBER})\s+or\s+(?:[A-Za-z]\s*=\s*)?({_NUMBER})\W*\Z")
+
+# Mathematics in the open that a parser would take a number out of: "The answer is (1, 2)."
+_STATED = re.compile(r"\b(?i:answer)(?:\s+is)?\s*:?[\s*]*(\S[^\n$]*)")
+_STATED_MATHEMATICS = re.compile(r"(?:[(\[{]|\\[{(\[]).*[)\]}]|[^\\]*\\[a-z].*")
+_TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
 # One letter is a unit only if it is known as one: "7 x" is a product.
 _UNIT_WORD = r"(?:[A-Za-z]{2,}|[mgshl])(?:\s*\^\s*\{?[23]\}?)?"
 _NUMBER_WITH_UNIT = re.compile(
-    rf"[$€£¥]?\s*([-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?)\.?(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?)?"
+    r"[$€£¥]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/[1-9]\d*)?)\.?"
+    rf"(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?)?"
 )
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(?:(?:\\[ ,;!]|\{,\}| )\d{3})+(?:\.\d+)?")
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_INVISIBLE = (
+    0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070),
+)  # fmt: skip
+_STYLED_LETTERS = range(0x1D400, 0x1D7CE)  # bold, italic ... as Unicode has them for mathematics
 _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
+        **dict.fromkeys(map(chr, _INVISIBLE)),
         "\u2212": "-",
+        "\u2215": "/",
+        "\u2044": "/",
+        **dict.fromkeys("·⋅", r"\cdot "),
+        **{chr(code): unicodedata.normalize("NFKC", chr(code)) for code in _STYLED_LETTERS},
         "°": r"^\circ ",
         "∞": r"\infty ",
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms of ASCII
@@ -65,6 +82,7 @@ _WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,})\s*\.?\}
 
 def normalized(text: str) -> str:
     """The same mathematics in the LaTeX that the parser knows: symbols, repeating decimals, degrees, 0x1F."""
+    text = re.sub(r"(?![0-9])\d", lambda digit: str(int(digit[0])), text)  # of other scripts and styles
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text).translate(_SYMBOLS)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"(^|[\s({\[,=])[\u2013\u2014]\s*(?=[\d.\\A-Za-z])", r"\1-", text)  # a dash that is a sign
@@ -138,13 +156,25 @@ def is_word(answer: str) -> bool:
     return _word(answer) is not None
 
 
+def named_choice(answer: str) -> str | None:
+    """The letter that a marked answer names before the choice's own text, as in `(B) 5` and `B: 5`."""
+    match = _NAMED_CHOICE.match(answer.strip())
+    return (match[1] or match[2]) if match else None
+
+
 def stated_answer(text: str, *, choice: bool) -> str | None:
-    """An answer without a mark that a number parser would miss: a stated letter, or two numbers joined by `or`."""
+    """An answer without a mark that a number parser would miss: a letter that is stated or stands alone, two numbers
+    joined by `or`, or mathematics without dollars after `answer is`, such as `(1, 2)` or `2\\sqrt{3}`."""
     if choice:
-        stated = _STATED_CHOICE.findall(text)
+        lone = _LONE_CHOICE.fullmatch(text.strip().rpartition("\n")[2].strip())
+        stated = [lone[1]] if lone else _STATED_CHOICE.findall(text)
         return stated[-1] if stated else None
-    either = _TWO_NUMBERS.search(text)
-    return f"{either[1]}, {either[2]}" if either else None
+    if either := _TWO_NUMBERS.search(text):
+        return f"{either[1]}, {either[2]}"
+    stated = [found.rstrip(" .*") for found in _STATED.findall(text)]
+    if stated and _STATED_MATHEMATICS.fullmatch(stated[-1]) and not _TWO_LETTERS.search(stated[-1]):
+        return stated[-1]
+    return None
 
 
 def plain_number(answer: str) -> str | None:
@@ -157,7 +187,7 @@ def plain_number(answer: str) -> str | None:
 
 def unwrapped(answer: str) -> str:
     """The answer without Markdown around it, and with scales, mixed numbers, powers and exponents as LaTeX has them."""
-    answer = answer.strip()
+    answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*)+\Z", "", answer.replace("~", " ").strip())
     if emphasized := re.fullmatch(r"(\*\*|\*|__|`)(.+)\1", answer, re.DOTALL):
         answer = emphasized[2].strip()
     answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)

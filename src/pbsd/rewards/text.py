@@ -53,3 +53,9 @@ def final_text(completion: str) -> str | None:
     _, closing, after = completion.rpartition("</think>")
     last = after if closing else completion
     return None if "<think>" in last else last
+
+
+def opened_thought(prompt: str) -> str:
+    """`<think>` where the prompt ends with it, as some chat templates let it: the completion then closes what it did
+    not open, and a grader must be told, or the draft of a thought that was cut off would pass for an answer."""
+    return "<think>" if prompt.rstrip().endswith("<think>") else ""

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 SYNTAXES = ("auto", "json", "python", "hermes", "action")
 
-_TAG = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_TAG, _END_TAG = re.compile(r"<tool_call>\s*"), re.compile(r"\s*</tool_call>")
 _FENCE = re.compile(r"```[a-z_]*\n(.*?)```", re.DOTALL)
 _ACTION = re.compile(r"^[ \t]*Action:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _ACTION_INPUT = re.compile(r"^[ \t]*Action Input:\s*", re.MULTILINE)
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
+_BESIDE_FUNCTION = {"function", "id", "type", "index"}
 
 
 class Call(NamedTuple):
@@ -60,6 +61,14 @@ def load_json(text: str) -> Any:
         raise ValueError("JSON is nested too deeply") from None
 
 
+def _decode(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at `start`, as `load_json` reads it, and where it ends."""
+    try:
+        return json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
 def json_calls(value: Any) -> list[Call]:
     """A call object, a list of call objects, or a message with `tool_calls`. Raises ValueError when it is neither."""
     if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
@@ -86,7 +95,11 @@ def _json_call(value: Any) -> Call:
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.200} is not a call object")
     if isinstance(value.get("function"), dict):
+        if unknown := value.keys() - _BESIDE_FUNCTION:
+            raise ValueError(f"keys {sorted(unknown)} stand beside the call's function")
         return _json_call(value["function"])
+    if {"arguments", "parameters"} <= value.keys():
+        raise ValueError("the call has arguments twice, as `arguments` and as `parameters`")
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = load_json(arguments)
@@ -98,10 +111,19 @@ def _json_call(value: Any) -> Call:
 
 
 def _hermes_calls(text: str) -> list[Call]:
-    bodies = _TAG.findall(text)
-    if not bodies or len(bodies) != text.count("<tool_call>"):
-        raise ValueError("no closed <tool_call>...</tool_call>")
-    return [call for body in bodies for call in json_calls(load_json(body))]
+    """The JSON decides where a call ends: a tag in one of its strings is text."""
+    calls: list[Call] = []
+    end = 0
+    while opening := _TAG.search(text, end):
+        value, end = _decode(text, opening.end())
+        closing = _END_TAG.match(text, end)
+        if closing is None:
+            raise ValueError("a <tool_call> is not closed, or holds more than one JSON value")
+        calls += json_calls(value)
+        end = closing.end()
+    if not calls:
+        raise ValueError("no <tool_call>")
+    return calls
 
 
 def _action_calls(text: str) -> list[Call]:
@@ -116,11 +138,7 @@ def _action_call(name: str, rest: str) -> Call:
     start = _ACTION_INPUT.search(rest)
     if not name or start is None:
         raise ValueError(f"Action {name!r:.100} has no name or no Action Input")
-    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
-    try:
-        arguments, end = decoder.raw_decode(rest, start.end())
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
+    arguments, end = _decode(rest, start.end())
     if not isinstance(arguments, dict) or rest[end:].partition("\n")[0].strip():
         raise ValueError(f"the Action Input of {name!r:.100} is not one JSON object")
     return Call(name, arguments)

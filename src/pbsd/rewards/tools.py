@@ -19,6 +19,7 @@ SCORERS = ("strict", "paper_parity")
 _LEFT_OUT = ""  # BFCL's mark, among an argument's accepted values, that it may be left out
 _PUNCTUATION = re.compile(r"[ ,./\-_*^]")
 
+_JSON_NAMES = {dict: "object", list: "array"}
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -164,8 +165,10 @@ class _Expected:
     def _required(self) -> Sequence[str]:
         return self.schema.get("required") or ()
 
-    def _declared(self, argument: str) -> Any:
-        return (self.schema.get("properties") or {}).get(argument) or {}
+    def _declared(self, argument: str) -> Mapping[str, Any]:
+        """The argument's schema; an empty one, which allows everything, where it is none (`true`, say)."""
+        declared = (self.schema.get("properties") or {}).get(argument)
+        return declared if isinstance(declared, dict) else {}
 
     def _allow_defaults(self) -> None:
         for argument in (self.schema.get("properties") or {}).keys() - set(self._required()):
@@ -278,5 +281,15 @@ def _schemas(tools: Any) -> dict[str, Mapping[str, Any]]:
         schema = item.get("function", item) if isinstance(item, dict) else item
         if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):
             raise ValueError(f"`tools` holds {item!r:.200}; each tool is an object with a name and parameters")
+        _check_parameters(schema["name"], schema.get("parameters") or {})
         schemas[schema["name"]] = schema
     return schemas
+
+
+def _check_parameters(name: str, parameters: Any) -> None:
+    """Raises ValueError where `parameters` is not as a JSON schema has it."""
+    if not isinstance(parameters, dict):
+        raise ValueError(f"`tools`: the parameters of {name} are {parameters!r:.100}; give an object")
+    for key, kind in (("properties", dict), ("required", list)):
+        if not isinstance(parameters.get(key) or kind(), kind):
+            raise ValueError(f"`tools`: {key} of {name} is {parameters[key]!r:.100}; give a JSON {_JSON_NAMES[kind]}")
