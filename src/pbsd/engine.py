@@ -15,11 +15,14 @@ from pbsd import rewards
 from pbsd.config import RolloutConfig
 from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 from pbsd.render import Renderer
+from pbsd.rewards.text import opened_thought
 from pbsd.rollouts import Sample, Sampler, SampleRequest, SamplingParams
 from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen, singles
 from pbsd.teacher import Teacher
 
 _ROLE_KEY: dict[Role, int] = {"student": 0, "teacher": 1}
+_THINKING_TAG_TOKENS = 8
+"""No tokenizer cuts `<think>` and a newline into more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Engine:
             ],
             completion_ids=[list(rollout.completion_ids) for rollout in rollouts],
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
+            texts=[self.opened_thought(prompts, rollout) + rollout.text for rollout in rollouts],
         )
         graded = [
             replace(rollout, reward=reward, correct=self._is_correct(first.score))
@@ -118,6 +122,11 @@ class Engine:
             )
         ]
         return graded, scores
+
+    def opened_thought(self, prompts: Sequence[Prompt], rollout: Rollout) -> str:
+        """The `<think>` that the rollout's prompt ends with, if it does."""
+        end = prompts[rollout.prompt].ids(rollout.role)[-_THINKING_TAG_TOKENS:]
+        return opened_thought(str(self.tokenizer.decode(list(end))))
 
     def _is_correct(self, score: float | None) -> bool | None:
         return None if score is None else score >= self.args.success_threshold

@@ -5,6 +5,7 @@ import torch
 
 from pbsd.engine import group_by_prompt
 from pbsd.records import Batch
+from pbsd.rewards import Grade, GradedReward
 
 
 @pytest.fixture
@@ -113,3 +114,25 @@ def test_training_does_not_depend_on_the_token_budget(make_trainer):
         weights.append(torch.tensor([[entry["loss"], entry["grad_norm"]] for entry in entries]))
     torch.testing.assert_close(weights[0], weights[2], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(weights[1], weights[3], atol=1e-5, rtol=1e-4)
+
+
+def test_built_in_graders_are_told_of_a_thought_that_the_prompt_opened(make_trainer):
+    """A function of the user's gets the completion alone, as in TRL. Only the student's prompt ends with the tag."""
+    read = {}
+
+    class Graded(GradedReward):
+        def grades(self, completions, **columns):
+            read["graded"] = completions
+            return [Grade("correct", 1.0, "")] * len(completions)
+
+    def plain(completions, **columns):
+        read["plain"] = completions
+        return [0.0] * len(completions)
+
+    rewards = [Graded("graded", "no:grader", {}), plain]
+    trainer = make_trainer(student_thinking_prefix="<think>\n", rewards=rewards)
+    prompts = trainer.train_dataset.prompts[:2]
+    rollouts = rollouts_of(trainer, prompts)
+    trainer.engine.grade(prompts, rollouts)
+    assert read["plain"] == [rollout.text for rollout in rollouts]
+    assert read["graded"] == [("<think>" if r.role == "student" else "") + r.text for r in rollouts]

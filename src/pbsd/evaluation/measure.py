@@ -24,7 +24,6 @@ from pbsd.evaluation.records import RECORDS, SUMMARY, ProblemRecord, ResultFolde
 from pbsd.evaluation.statistics import summarize
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
-from pbsd.rewards.text import opened_thought
 from pbsd.rollouts import TransformersSampler
 from pbsd.run import weights_hash
 
@@ -129,9 +128,8 @@ class Evaluation:
             key=(self.request.seed, 0),
             params=engine.args.sampling_params(),
         )
-        opened = [opened_thought(str(engine.tokenizer.decode(list(prompt.student_ids[-8:])))) for prompt in prompts]
-        rollouts = [replace(rollout, text=opened[rollout.prompt] + rollout.text) for rollout in rollouts]
         rollouts, scores = engine.grade(prompts, rollouts)
+        rollouts = [replace(own, text=engine.opened_thought(prompts, own) + own.text) for own in rollouts]
         (grades,) = scores.by_function.values()
         completions: list[list[SampleRecord]] = [[] for _ in prompts]
         for rollout, grade in zip(rollouts, grades, strict=True):

@@ -35,13 +35,15 @@ def score(
     columns: Mapping[str, list[Any]],
     *,
     extras: Mapping[str, Any] | None = None,
+    texts: list[str] | None = None,
 ) -> Scores:
     """Run every reward function once on the batch and add up: total = sum of weight * score, over scores that exist.
 
     A `None` of a function says nothing about that row: it adds nothing, as in TRL; the total is None when no function
     says anything. A `timeout` or `error` of a function with a weight other than 0 makes the total None, because an
     unknown reward must not become a low one. `weights`: one for each function, 1 by default. `extras`: what goes to
-    plain functions uncut, such as TRL's `trainer_state`.
+    plain functions uncut, such as TRL's `trainer_state`. `texts`: what the built-in graders read in place of the
+    completions, such as these with a thought that the prompt opened.
 
     A plain function that raises on the batch is called again row by row; rows that raise are its errors.
 
@@ -55,7 +57,7 @@ def score(
     for reward in rewards:
         name = _unused_name(reward_name(reward), by_function)
         if isinstance(reward, GradedReward):
-            by_function[name] = reward.grades(completions, **columns)
+            by_function[name] = reward.grades(texts or completions, **columns)
         else:
             by_function[name] = _call_plain(name, reward, batch, extras or {})
     rows = zip(*by_function.values(), strict=True) if rewards else ((),) * len(completions)
