@@ -253,3 +253,25 @@ def test_the_strength_study_is_sound():
     options = resolved_options(runs)
     assert {options[run.key]["per_device_train_batch_size"] for run in runs} == {32}
     assert {options[run.key]["lr_scheduler_type"] for run in runs} == {"constant_with_warmup"}
+
+
+@pytest.mark.parametrize("name", ["ablation", "stability"])
+def test_the_studies_beside_it_are_its_own_runs_but_for_what_they_ask(name, tmp_path):
+    """Same options, methods, worlds and measurements, other seeds; every form's options fit. (Without its choices,
+    which come with the results of the strength study.)"""
+    strength, beside = (
+        yaml.safe_load((STRENGTH.parents[1] / n / "study.yaml").read_text()) for n in ("strength", name)
+    )
+    assert beside.pop("choices") == "../strength/choices.json"
+    for spec in beside["methods"].values():
+        spec.pop("choices_of", None)
+    for key in ("options", "test", "checkpoint", "learning_rate_decay"):
+        assert beside[key] == strength[key], key
+    for method in beside["methods"].keys() & strength["methods"].keys():
+        assert beside["methods"][method]["options"] == strength["methods"][method]["options"], method
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(beside, sort_keys=False))
+    study = load_study(tmp_path / "study.yaml")
+    used = {unit.seed for unit in load_study(STRENGTH).units()}
+    assert not used & {unit.seed for unit in study.units()}
+    packaged = dataclasses.replace(study, models={"0.2m": "lab/arithmetic-0.2m"})
+    assert len(resolved_options(final_runs(packaged, {}))) == len(study.units())
