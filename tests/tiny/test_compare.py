@@ -170,8 +170,9 @@ def test_the_best_weights_are_put_back(tmp_path, rule, equal):
 
 
 def test_a_stopped_study_goes_on_and_ends_as_one_left_alone(whole, tmp_path):
-    """Stopped twice, each time when a final run has a checkpoint but no result: asked to (it saves), then killed. Then
-    the same command gives the same bytes, and what was finished is not done again."""
+    """Stopped twice, each time when a final run has a checkpoint but no result: asked to (it saves, and writes the
+    files of what is finished), then killed. Then the same command gives the same bytes, and what was finished is not
+    done again."""
     folder = write_study(tmp_path / "tiny")
     words = ["compare", str(folder / "study.yaml"), "--work", str(folder / "work"), "--jobs", "1", "--save_steps", "1"]
     for seed, number, status in ((0, signal.SIGTERM, 143), (1, signal.SIGKILL, -9)):
@@ -182,6 +183,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_left_alone(whole, tmp_path):
             process.send_signal(number)
             assert process.wait() == status
         assert unfinished(folder, seed)
+        assert "## Missing" in (folder / "table.md").read_text()
     before = results_of(folder)
     assert len(before) >= 5
     assert compare(folder) == 0

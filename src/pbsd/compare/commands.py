@@ -86,10 +86,12 @@ def _run(args: argparse.Namespace, path: Path, work: Path, out: Path) -> int:
         runner.write()
         return 0
     with closing(runner.store.lock()):
-        failures = runner.execute(
-            lambda run: _matches(run, args.only), jobs=args.jobs, max_runs=args.max_runs, save_steps=args.save_steps
-        )
-        runner.write()
+        try:
+            failures = runner.execute(
+                lambda run: _matches(run, args.only), jobs=args.jobs, max_runs=args.max_runs, save_steps=args.save_steps
+            )
+        finally:
+            runner.write()
     for name, reason in failures.items():
         print(f"pbsd: failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
