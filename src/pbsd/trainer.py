@@ -33,6 +33,8 @@ from pbsd.methods.method import Method
 from pbsd.records import Batch, Metrics, Prompt
 
 METHOD_STATE = "method_state.pt"
+_TOKENS_OF_MEASUREMENTS = ("tokens/refreshed_teacher", "tokens/handover")
+"""Sampled in a step beside its batch, to learn how much, not from."""
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class MethodTrainer(Trainer):
         self._step_is_whole = True  # the step before: updated, logged and, where due, saved
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._metrics.merge(metrics)
-        generated = batch.sampled_tokens + metrics.counts.get("tokens/refreshed_teacher", 0)
+        generated = batch.sampled_tokens + sum(metrics.counts.get(name, 0) for name in _TOKENS_OF_MEASUREMENTS)
         totals = torch.tensor([self.method.weight(batch), generated], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
         self._step_tokens = int(tokens)

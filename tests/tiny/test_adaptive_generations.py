@@ -48,14 +48,17 @@ def test_the_same_step_gives_the_same_samples(make_trainer):
 
 
 def test_share_by_hand(make_trainer):
-    """Of two judged samples one fails: half of 6. None judged: half. All right: one all the same."""
+    """Of two judged samples one fails: half of 6. None judged: half. All right: one all the same. Handover
+    scales."""
     trainer = make_trainer()
     sample = trainer.method.collect(trainer.train_dataset.prompts[:1], 0)[0].rollouts[0]
 
     def first(*correct):
         return [replace(sample, correct=value) for value in correct]
 
-    assert _teacher_share(first(True, False, None), 6) == 3
-    assert _teacher_share(first(None, None), 6) == 3
-    assert _teacher_share(first(True, True), 6) == 1
-    assert _teacher_share(first(False, False), 6) == 6
+    assert _teacher_share(first(True, False, None), 6, 1.0) == 3
+    assert _teacher_share(first(None, None), 6, 1.0) == 3
+    assert _teacher_share(first(True, True), 6, 1.0) == 1
+    assert _teacher_share(first(False, False), 6, 1.0) == 6
+    assert _teacher_share(first(False, False), 6, 0.5) == 3
+    assert _teacher_share(first(False, False), 6, 0.0) == 1

@@ -16,6 +16,10 @@ FORMS = {
         "imitation_from": "union", "imitation_weights": "exact", "imitation_prompts": "failing", "direct_coef": 1.0,
         "group_coef": 1.0,
     },
+    "pbsd_handover": {
+        "method": "pbsd", "num_teacher_generations": 2, "preference_coef": 0.0, "nll_coef": 0.0, "imitation_coef": 1.0,
+        "imitation_gate": "handover", "adaptive_generations": True, "success_threshold": 0.5, "direct_coef": 1.0,
+    },
     "opsd": {"method": "opsd", "temperature": 1.0, "top_p": 1.0, "top_k": 0},
     "sdft": {"method": "sdft", "distillation_topk": 5},
     "sdpo": {"method": "sdpo", "success_threshold": 0.1},

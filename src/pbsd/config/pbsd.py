@@ -56,6 +56,12 @@ class PBSDConfig(TeacherSamplesConfig):
         "imitation: all prompts alike, or each weighed by the share of the student's other samples that fail, so that "
         "it leads where success is rare and leaves the rest to the other terms.",
     )
+    imitation_gate: Literal["none", "handover"] = option(
+        "none",
+        "imitation: handover multiplies its weight, and the teacher's share under adaptive_generations, by how much of "
+        "the teacher's advantage is there when the student finishes what the teacher began (one sample per prompt and "
+        "step): little where the teacher knows the answer and not the way.",
+    )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
         0.0, "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward."

@@ -19,12 +19,13 @@ from pbsd.config import PBSDConfig
 from pbsd.config.pbsd import PROJECTIONS
 from pbsd.distillation import teacher_distributions
 from pbsd.engine import Engine
+from pbsd.handover import Author, Handover, finish_teacher_samples, success_rates
 from pbsd.losses.divergence import kl_student_teacher
 from pbsd.losses.preference import group_log_variance_loss, preference_loss
 from pbsd.losses.projection import direct_loss, imitation_loss, mixture_log_ratio
 from pbsd.methods.method import EngineMethod
 from pbsd.pairs import make_pairs
-from pbsd.records import Batch, Metrics, Prompt, Role, Rollout
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
 from pbsd.samples import (
     Loss,
     guard_leakage,
@@ -47,10 +48,13 @@ class PBSD(EngineMethod[PBSDConfig]):
     def __init__(self, args: PBSDConfig, engine: Engine) -> None:
         assert engine.teacher is not None, "PBSD needs a teacher"
         super().__init__(args, engine)
+        self.handover = Handover()
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
         rollouts, metrics = self._sample(prompts, step)
+        if args.imitation_gate == "handover":
+            metrics.merge(self._observe_handover(prompts, rollouts, step))
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
         reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
@@ -74,7 +78,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         for name in args.coef_schedule or ():
             metrics.observe(f"loss/{name}", [args.at_step(name, step)])
         totals = {name: float(sum(engine.gather([number]))) for name, number in self._numbers(batch).items()}
-        return replace(batch, totals={"step": step, **totals}), metrics
+        return replace(batch, totals={"step": step, "handover": self.handover.value, **totals}), metrics
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Rollout], Metrics]:
         args = self.args
@@ -85,10 +89,36 @@ class PBSD(EngineMethod[PBSDConfig]):
         rest = args.num_generations + args.num_teacher_generations - first
 
         def second(rollouts: Sequence[Rollout]) -> dict[Role, list[int]]:
-            teacher = [_teacher_share([rollouts[i] for i in own], rest) for own in _members(rollouts, len(prompts))]
+            teacher = [
+                _teacher_share([rollouts[i] for i in own], rest, self.handover.value)
+                for own in _members(rollouts, len(prompts))
+            ]
             return {"teacher": teacher, "student": [rest - n for n in teacher]}
 
         return self.sample(prompts, {"student": first}, step, then=second)
+
+    def _observe_handover(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int) -> Metrics:
+        finished, tokens = finish_teacher_samples(self.engine, prompts, rollouts, step)
+        by_role = dict(sampled_by_role(rollouts))
+        successes: dict[Author, list[float]] = {
+            "student": success_rates(by_role.get("student", [])),
+            "teacher": success_rates(by_role.get("teacher", [])),
+            "both": success_rates(finished),
+        }
+        self.handover.observe({author: self.engine.gather(own) for author, own in successes.items()})
+        metrics = Metrics()
+        metrics.observe("teacher/handover_success", successes["both"])
+        metrics.observe("teacher/handover", [self.handover.value])
+        metrics.count("tokens/handover", tokens)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "handover": self.handover.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if "handover" in state:
+            self.handover.load_state_dict(state["handover"])
 
     def weight(self, batch: Batch) -> float:
         return self._numbers(batch)[self._unit(batch)]
@@ -221,7 +251,8 @@ class PBSD(EngineMethod[PBSDConfig]):
 
     def _coefs(self, batch: Batch) -> dict[str, float]:
         step = int(batch.totals.get("step", 0))
-        return {name: self.args.at_step(f"{name}_coef", step) for name in (*PROJECTIONS, "nll")}
+        coefs = {name: self.args.at_step(f"{name}_coef", step) for name in (*PROJECTIONS, "nll")}
+        return {**coefs, "imitation": coefs["imitation"] * batch.totals.get("handover", 1.0)}
 
     def _reward_scale(self, batch: Batch) -> float:
         return self.args.at_step("reward_scale", int(batch.totals.get("step", 0)))
@@ -357,7 +388,7 @@ def _failing(rollouts: Sequence[Rollout], *, unknown: float) -> float:
     return sum(failed) / len(failed) if failed else unknown
 
 
-def _teacher_share(first: Sequence[Rollout], rest: int) -> int:
+def _teacher_share(first: Sequence[Rollout], rest: int, handover: float) -> int:
     """How many of a prompt's remaining completions the teacher writes: the share of the student's first ones that
-    fail, half where none could be judged, and at least one."""
-    return max(1, round(_failing(first, unknown=0.5) * rest))
+    fail, half where none could be judged, times the handover, and at least one."""
+    return max(1, round(_failing(first, unknown=0.5) * handover * rest))
