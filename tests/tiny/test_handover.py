@@ -125,3 +125,10 @@ def test_a_teacher_that_knows_the_answer_and_not_the_way_is_not_imitated(make_tr
     batch, _ = trainer.method.collect(prompts, 0)
     assert batch.totals["handover"] == 0.0
     assert trainer.method._coefs(batch)["imitation"] == 0.0
+
+
+def test_a_checkpoint_keeps_it(make_trainer):
+    trainer, other = make_trainer(**GATED), make_trainer(**GATED)
+    trainer.method.handover.observe({"student": [0.16], "teacher": [0.64], "both": [0.24]})
+    other.method.load_state_dict(trainer.method.state_dict())
+    assert other.method.handover.value == pytest.approx(0.5)
