@@ -61,7 +61,7 @@ def test_dropped_samples_might_never_have_been_drawn(make_pbsd, options):
     kept = tuple(rollout for rollout in guarded.rollouts if not leaking(rollout))
     pairs, _ = make_pairs(kept, pairing="all", pair_policy="all", needs_rewards=True)
     by_hand = replace(guarded, rollouts=kept, pairs=tuple(pairs) if trainer.args.uses_pairs else (), totals={"step": 0})
-    totals = {**{name: float(n) for name, n in trainer.method._numbers(by_hand).items()}, "step": 0}
+    totals = {**{name: float(n) for name, n in trainer.method._numbers(by_hand).items()}, "step": 0, "handover": 1.0}
     assert guarded.totals == totals
     if trainer.args.uses_pairs:
         everything, _ = make_pairs(guarded.rollouts, pairing="all", pair_policy="all", needs_rewards=True)
