@@ -51,7 +51,9 @@ class Handover:
         student, teacher, both = (self.sums[name] / self.counts[name] for name in get_args(Author))
         if teacher <= student:
             return 0.0
-        return min(1.0, max(0.0, (both - student) / (math.sqrt(student * teacher) - student))) if student else 1.0
+        if student == 0:
+            return 1.0
+        return min(1.0, max(0.0, (both - student) / (math.sqrt(student * teacher) - student)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "counts": dict(self.counts)}

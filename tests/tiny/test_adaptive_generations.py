@@ -48,8 +48,8 @@ def test_the_same_step_gives_the_same_samples(make_trainer):
 
 
 def test_share_by_hand(make_trainer):
-    """Of two judged samples one fails: half of 6. None judged: half. All right: one all the same. Handover
-    scales."""
+    """Of two judged samples one fails: half of 6. None judged: half. All right: one all the same. All wrong, at a
+    handover of 1, 1/2 and 0: all, half, one."""
     trainer = make_trainer()
     sample = trainer.method.collect(trainer.train_dataset.prompts[:1], 0)[0].rollouts[0]
 

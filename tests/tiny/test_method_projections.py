@@ -327,6 +327,7 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
         ({"num_teacher_generations": 0, "pairing": "all", "imitation_coef": 1.0}, "at least 1 for imitation"),
         ({"imitation_from": "union", "top_p": 0.9}, "needs temperature=1, top_p=1"),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
+        ({"imitation_gate": "handover"}, "raise imitation_coef"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),
         ({"coef_schedule": {"group_coef": [[5, 1.0], [0, 0.0]]}}, "in the order of steps"),
         ({"coef_schedule": {"group_coef": [[0, -1.0]]}}, "must be finite and not negative"),

@@ -60,7 +60,7 @@ class PBSDConfig(TeacherSamplesConfig):
         "none",
         "imitation: handover multiplies its weight, and the teacher's share under adaptive_generations, by how much of "
         "the teacher's advantage is there when the student finishes what the teacher began (one sample per prompt and "
-        "step): little where the teacher knows the answer and not the way.",
+        "step): little where the teacher knows the answer and not the way (pbsd.handover).",
     )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
@@ -119,6 +119,10 @@ class PBSDConfig(TeacherSamplesConfig):
                 "pairing='all' and imitation_coef=0"
             )
 
+        if self.imitation_gate == "handover" and not self.may_use("imitation"):
+            raise ValueError(
+                "imitation_gate='handover' has nothing to weigh: raise imitation_coef, or take the gate out"
+            )
         if self.adaptive_generations and not self.num_teacher_generations:
             raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
         params = self.sampling_params()
