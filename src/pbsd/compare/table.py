@@ -62,10 +62,16 @@ def _rules(findings: Findings) -> str:
 def _missing(findings: Findings) -> list[str]:
     if not findings.missing:
         return []
-    seeds: dict[tuple[str, Cell], list[int]] = {}
+    seeds: dict[tuple[Cell, str], list[int]] = {}
     for unit in findings.missing:
-        seeds.setdefault((unit.method, unit.cell), []).append(unit.seed)
-    lines = [f"- {method}, {_cell(cell)}: seeds {', '.join(map(str, own))}" for (method, cell), own in seeds.items()]
+        seeds.setdefault((unit.cell, unit.method), []).append(unit.seed)
+    lacking: dict[tuple[Cell, tuple[int, ...]], list[str]] = {}
+    for (cell, method), own in seeds.items():
+        lacking.setdefault((cell, tuple(own)), []).append(method)
+    lines = [
+        f"- {_cell(cell)}: seeds {', '.join(map(str, own))} of {', '.join(methods)}"
+        for (cell, own), methods in lacking.items()
+    ]
     return [f"## Missing: {len(findings.missing)} of {len(findings.planned)} runs", "\n".join(lines)]
 
 
