@@ -15,7 +15,7 @@ import yaml
 from pbsd.api import SelfDistillationTrainer
 from pbsd.cli import main
 from pbsd.compare.execute import execute
-from pbsd.compare.files import CHOICES, CURVES, RESULTS, TABLE, TRAINING, read_choices, read_rows
+from pbsd.compare.files import CHOICES, CURVES, RESULTS, RUNS, TABLE, TRAINING, read_choices, read_rows
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
 from pbsd.compare.store import METRICS, RESULT, read_lines
 from pbsd.compare.study import load_study
@@ -23,7 +23,7 @@ from pbsd.config import SFTConfig
 from pbsd.evaluate.accuracy import measure_accuracy
 from pbsd.lab import worlds
 
-FILES = (RESULTS, CURVES, TRAINING, CHOICES, TABLE)
+FILES = (RESULTS, CURVES, TRAINING, CHOICES, RUNS, TABLE)
 
 STUDY = {
     "budget": {"generated_tokens": 600, "max_steps": 6},
@@ -329,13 +329,37 @@ def test_a_task_of_ones_own(tmp_path):
     assert max(row["generated_tokens"] for row in rows) > 0
 
 
-def test_the_table_of_a_clone_is_the_same(whole, tmp_path, capsys):
+def test_the_table_of_a_clone_is_the_same(whole, tmp_path):
     """Only the study and its three files, and no runs."""
     for name in ("study.yaml", RESULTS, CURVES, CHOICES):
         shutil.copy(whole / name, tmp_path / name)
     assert main(["compare", str(tmp_path / "study.yaml"), "--work", str(tmp_path / "none"), "--table"]) == 0
     assert (tmp_path / TABLE).read_bytes() == (whole / TABLE).read_bytes()
-    # And its files are not lost to a first partial run.
+
+
+def test_a_study_goes_on_from_its_files_on_another_machine(whole, tmp_path, capsys):
+    """A clone has no working folder. Everything is done there at first; a third seed is then 2 more runs of 6, and
+    without it the files are the old ones again, to the byte."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("study.yaml", *FILES):
+        shutil.copy(whole / name, folder / name)
+    assert compare(folder, "--dry_run") == 0
+    assert "8 of 8 runs are done" in capsys.readouterr().out
+    write_study(folder, cells=[{**STUDY["cells"][0], "seeds": [0, 1, 2]}])
+    assert compare(folder) == 0
+    out = capsys.readouterr().out
+    assert "[2/2] final/sft/arithmetic/dense/packaged/seed2" in out
+    assert "tuning/" not in out
+    assert len(read_rows(folder / RUNS)) == 4 + 6
+    write_study(folder)
+    assert compare(folder) == 0
+    assert contents(folder) == contents(whole)
+
+
+def test_files_without_their_runs_are_not_lost_to_a_first_partial_run(whole, tmp_path, capsys):
+    for name in ("study.yaml", RESULTS, CURVES, CHOICES):
+        shutil.copy(whole / name, tmp_path / name)
     assert main(["compare", str(tmp_path / "study.yaml"), "--work", str(tmp_path / "none"), "--max_runs", "1"]) == 2
     assert "give another folder by --out" in capsys.readouterr().err
 

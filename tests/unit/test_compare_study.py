@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pbsd.compare.plan import _dataset_sha256, final_runs, resolved_options, training_seed, tuning_runs
+from pbsd.compare.plan import _dataset_sha256, final_runs, folder_name, resolved_options, training_seed, tuning_runs
 from pbsd.compare.study import Cell, StudyError, Unit, load_study, study_name
 
 STRENGTH = Path(__file__).parents[2] / "studies" / "strength" / "study.yaml"
@@ -75,7 +75,7 @@ def test_tuning_has_its_own_budget_seeds_and_no_test(study):
     assert {run.seed for run in runs} == {8, 9}
     assert {run.recipe["dataset_test_split"] for run in runs} == {"validation"}
     assert len({run.key for run in runs}) == 32
-    assert len({run.folder_name for run in runs}) == 32
+    assert len({folder_name(run.name, run.key) for run in runs}) == 32
 
 
 def test_a_cell_shares_its_seed_among_methods_and_with_no_other_cell(study):

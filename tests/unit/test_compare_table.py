@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from pbsd.compare.files import CHOICES, CURVES, RESULTS, TABLE, ResultFiles, read_rows
+from pbsd.compare.files import CHOICES, CURVES, RESULTS, RUNS, TABLE, ResultFiles, read_rows
 from pbsd.compare.findings import read_findings
 from pbsd.compare.statistics import CellValues, crossed_interval
 from pbsd.compare.table import make_table, write_table
@@ -34,6 +34,11 @@ STUDY = {
     "checkpoint": "last",
 }
 
+TRIAL = {
+    "name": "tuning/a/tools/dense/1m/trial0/seed9", "curve": [{"step": 0, "generated_tokens": 0, "accuracy": 0.2}],
+    "metrics": [{"step": 10, "loss": 0.5}], "problems": [], "steps": 20,
+}  # fmt: skip
+
 
 def identity(method, world, seed):
     return {"method": method, "world": world, "task": "tools", "scale": "1m", "seed": seed}
@@ -44,6 +49,7 @@ def finished(runs, prompts=16):
     for (method, world, seed), counts in runs.items():
         tokens = [0, 0, 0] if method == "c" else [0, 100, 200]
         yield identity(method, world, seed), {
+            "name": f"final/{method}/tools/{world}/1m/seed{seed}",
             "problems": [[place, 4, count, 50] for place, count in enumerate(counts)],
             "curve": [
                 {"step": 10 * place, "generated_tokens": spent, "accuracy": accuracy}
@@ -63,7 +69,7 @@ def written(tmp_path):
         keys = ("steps", "generated_tokens", "ended_by", "prompts_per_step", "alarms")
         summaries = [{**who, **{key: result[key] for key in keys}} for who, result in done]
         files = ResultFiles(tmp_path / folder, tmp_path / "work")
-        files.write({"study": study, "choices": list(choices), "runs": summaries}, done)
+        files.write({"study": study, "choices": list(choices), "runs": summaries}, [TRIAL], done)
         return tmp_path / folder
 
     return write
@@ -196,14 +202,28 @@ def test_damaged_or_inconsistent_files_are_named(written):
     assert "not of the same runs" in damaged(RESULTS, gzip.compress("\n".join(lines[3:]).encode()))
 
 
-def test_files_of_another_working_folder_are_not_overwritten(written, tmp_path):
+def test_files_hold_the_runs_that_they_were_made_of(written, tmp_path):
+    """For a folder that did not make them; training metrics of trials alone are left out."""
     folder = written()
-    ResultFiles(folder, tmp_path / "work").check()
-    with pytest.raises(
-        ValueError, match=r"results.jsonl.gz was not made from the runs in .*give another folder by --out"
-    ):
-        ResultFiles(folder, tmp_path / "elsewhere").check()
-    ResultFiles(tmp_path / "empty", tmp_path / "elsewhere").check()
+    assert ResultFiles(folder, tmp_path / "work").finished_runs() == []
+    assert ResultFiles(tmp_path / "empty", tmp_path / "elsewhere").finished_runs() == []
+    found = ResultFiles(folder, tmp_path / "elsewhere").finished_runs()
+    assert found == [{**TRIAL, "metrics": []}, *(result for _, result in finished(CORRECT))]
+
+
+@pytest.mark.parametrize("name", [RUNS, RESULTS, CURVES])
+def test_files_that_do_not_hold_their_runs_are_not_overwritten(written, tmp_path, name):
+    """The file is missing, or lacks the last run."""
+    folder = written()
+    whole = (folder / name).read_bytes()
+    lines = gzip.decompress(whole).decode().splitlines(keepends=True)
+    last = lines[-1:] if name == RUNS else [line for line in lines if '"sparse"' in line and '"b"' in line]
+    for content in (None, gzip.compress("".join(line for line in lines if line not in last).encode())):
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"was not made from the runs in .*give another folder by --out"):
+            ResultFiles(folder, tmp_path / "elsewhere").finished_runs()
+    (folder / name).write_bytes(whole)
+    assert len(ResultFiles(folder, tmp_path / "elsewhere").finished_runs()) == 11
 
 
 WITHOUT_TORCH = """

@@ -43,7 +43,7 @@ def _parse(flags: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pbsd compare",
         description="Compare methods by a study file. Runs that are finished are kept, interrupted ones go on: repeat "
-        "the command after any stop. Results lie beside the study file.",
+        "the command after any stop. Results lie beside the study file; with them it goes on in any checkout.",
     )
     parser.add_argument("study", help="YAML file; studies/strength/study.yaml explains the keys")
     what = parser.add_mutually_exclusive_group()
@@ -81,7 +81,6 @@ def _run(args: argparse.Namespace, path: Path, work: Path, out: Path) -> int:
     if args.dry_run:
         runner.show(lambda run: _matches(run, args.only), args.jobs)
         return 0
-    runner.files.check()
     if args.table:
         runner.write()
         return 0

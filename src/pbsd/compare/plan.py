@@ -80,9 +80,10 @@ class Run:
         facts = {**asdict(self), "recipe": {k: v for k, v in self.recipe.items() if k not in _WITHOUT_EFFECT}}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def folder_name(self) -> str:
-        return f"{'-'.join(self.words)}-{self.key[:12]}"
+
+def folder_name(name: str, key: str) -> str:
+    """Of a run in the working folder."""
+    return f"{name.replace('/', '-')}-{key[:12]}"
 
 
 def tuning_runs(study: Study) -> list[Run]:

@@ -28,6 +28,7 @@ class StudyRunner:
     def __init__(self, study: Study, work: Path, out: Path) -> None:
         self.study, self.store = study, Store(work)
         self.files = ResultFiles(out, work)
+        self.store.adopt(self.files.finished_runs())
         self.tuning = tuning_runs(study)
         self.store.options |= resolved_options(self.tuning)
         self.choices: list[dict[str, Any]] = []
@@ -91,6 +92,7 @@ class StudyRunner:
                     "seed": unit.seed,
                 }  # fmt: skip
                 finished.append((identity, result))
+        trials = [result for run in self.tuning if (result := self.store.result(run)) is not None]
         summaries = (
             "key", "steps", "generated_tokens", "ended_by", "tested_step", "prompts_per_step", "alarms", "versions"
         )  # fmt: skip
@@ -100,6 +102,7 @@ class StudyRunner:
                 "choices": self.choices,
                 "runs": [{**identity, **{key: result[key] for key in summaries}} for identity, result in finished],
             },
+            trials,
             finished,
         )
         print(write_table(self.files.folder))
@@ -146,7 +149,7 @@ class Costs:
         self._rates: dict[tuple[int, Any], list[float]] = {}
         for run in runs:
             result = store.result(run)
-            if result is not None:
+            if result is not None and "seconds" in result:  # not of another machine
                 for level, alike in enumerate(self._ALIKE):
                     rate = result["seconds"] / run.budget.generated_tokens
                     self._rates.setdefault((level, alike(run)), []).append(rate)

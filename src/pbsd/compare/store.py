@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pbsd.compare.plan import Run
+from pbsd.compare.plan import Run, folder_name
 from pbsd.run import RunFolder
 
 RESULT, STARTED = "result.json", "started.json"
@@ -32,7 +32,15 @@ class Store:
             ) from error
 
     def folder(self, run: Run) -> Path:
-        return self.path / "runs" / run.folder_name
+        return self.path / "runs" / folder_name(run.name, run.key)
+
+    def adopt(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what other machines found, where nothing is found here; which of it is current is asked later."""
+        for result in results:
+            folder = RunFolder(self.path / "runs" / folder_name(result["name"], result["key"]))
+            if folder.read(RESULT) is None:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.write(RESULT, result)
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """What the finished run found, or None: not finished, or finished under other settings or defaults."""
