@@ -1,19 +1,19 @@
 """How the base models are built: examples, training, the stop rule, what is kept."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from jinja2 import Template
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pbsd.lab import base_model, checkpoint_path
 from pbsd.lab.base_model import BuildError, build_base, build_tokenizer
-from pbsd.lab.bases import BASES, Band, StopRule
+from pbsd.lab.bases import BASES, VARIANTS, Band, StopRule
 from pbsd.lab.commands import run
-from pbsd.lab.tiny_model import new_model
+from pbsd.lab.tiny_model import new_model, success_rate
 from pbsd.lab.worlds import TASKS
 
 NAME = "arithmetic-0.2m"
@@ -263,17 +263,45 @@ def test_what_is_measured_of_a_world_s_teacher():
 
 def test_the_command_builds_what_is_named_and_the_model_is_found_and_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path))
-    monkeypatch.setitem(BASES, "tools-0.2m-dense", tiny())
-    run("build", ["--task", "tools", "--scale", "0.2m", "--world", "noisy"])
-    assert checkpoint_path("tools-0.2m-dense") == tmp_path / "tools-0.2m-dense"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tools-0.2m-dense")
-    assert model.num_parameters() == new_model(build_tokenizer(TASKS["tools"].WORDS), 0).num_parameters()
+    base = replace(tiny(), scale="1m")
+    monkeypatch.setitem(BASES, "tools-1m-dense", base)
+    run("build", ["--task", "tools", "--scale", "1m", "--world", "noisy"])
+    assert checkpoint_path("tools-1m-dense") == tmp_path / "tools-1m-dense"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tools-1m-dense")
+    assert model.num_parameters() == new_model(build_tokenizer(TASKS["tools"].WORDS), 0, "1m").num_parameters()
     capsys.readouterr()
     run("list", [])
     listed = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "lab/" in line}
-    assert listed["lab/tools-0.2m-dense"] == ["2", "0.0", "0.0", "dense", "0.0", "100.0"]
-    assert listed["lab/tools-0.2m-sparse"] == ["-"]
+    assert listed["lab/tools-1m-dense"] == ["2", "0.0", "0.0", "dense", "0.0", "100.0"]
+    assert listed["lab/tools-1m-sparse"] == ["-"]
     assert listed["lab/arithmetic-0.2m"] == ["500", "45.1", "58.5", "79.4", "20.6"]
+
+
+def test_a_base_that_comes_with_the_package_is_built_only_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(BASES, "tools-0.2m-dense", tiny())
+    named = ["--task", "tools", "--scale", "0.2m", "--variant", "dense"]
+    run("build", named)
+    assert "comes with the package" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    run("build", [*named, "--out", str(tmp_path / "own")])
+    assert (tmp_path / "own" / "build.json").is_file()
+
+
+@pytest.mark.parametrize(("task", "variant"), [(task, variant) for task in TASKS for variant in VARIANTS])
+def test_a_packaged_base_is_what_its_build_file_says(task, variant):
+    """As `pbsd lab build` made it: the arguments of today, its last check within its bands, and the student's success
+    rate on the check's problems with the check's random numbers. Rounding differs by machine: two standard errors."""
+    base = BASES[f"{task}-0.2m-{variant}"]
+    folder = checkpoint_path(base.name)
+    report = json.loads((folder / "build.json").read_text())
+    assert report["arguments"] == json.loads(json.dumps({"seed": 0, **asdict(base)}))
+    last = report["checks"][-1]
+    assert last["stop"] and base.stop.student.holds(last["student"]) and base.stop.teacher.holds(last["teacher"])
+    rows = TASKS[task].rows("validation", base.stop.samples, 2000)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rate = success_rate(model.eval(), tokenizer, TASKS[task], rows, "student")
+    assert rate == pytest.approx(last["student"], abs=2 * (0.25 / len(rows)) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,12 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "pbsd" / "lab"
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a base model comes with the package. Its exact weights, and so what is learnt from them, depend on the
+    machine: a study's small bases are therefore shipped."""
+    return (_PACKAGED / name / "build.json").is_file()
+
+
 def checkpoint_path(name: str) -> Path:
     """The folder of a base model, such as `tools-1m-sparse`, for `AutoModelForCausalLM.from_pretrained`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from pbsd.lab import cache_folder, checkpoint_path
+from pbsd.lab import cache_folder, checkpoint_path, is_packaged
 from pbsd.lab.bases import BASES, PACKAGED, SCALES, TASK_NAMES, VARIANTS, Base
 from pbsd.lab.worlds import WORLDS
 
@@ -31,7 +31,7 @@ def _parse_build(flags: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pbsd lab build",
         description="Build the base models that the flags name, small ones first. A build that is interrupted goes on "
-        "when the command is repeated; one that is finished is kept.",
+        "when the command is repeated; one that is finished, or comes with the package, is kept.",
     )
     worlds = sorted({name for _, name in WORLDS})
     parser.add_argument("--task", choices=TASK_NAMES)
@@ -39,7 +39,7 @@ def _parse_build(flags: Sequence[str]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--variant", choices=(*VARIANTS, PACKAGED))
     which.add_argument("--world", choices=worlds, help="the base of this world; worlds may share one")
-    parser.add_argument("--all", action="store_true", help="every base but the packaged one")
+    parser.add_argument("--all", action="store_true", help="every base")
     parser.add_argument("--out", type=Path, help=f"folder of a single base (default {cache_folder()}/NAME)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and training order (default 0)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; the exact weights depend on it")
@@ -59,6 +59,9 @@ def _build(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     failures = []
     for base in chosen:
+        if args.out is None and is_packaged(base.name):
+            print(f"{base.name} comes with the package; --out FOLDER builds another")
+            continue
         folder = args.out or cache_folder() / base.name
         try:
             report = build_base(base, folder, seed=args.seed)
