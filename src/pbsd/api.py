@@ -32,7 +32,7 @@ from pbsd.config import (
     SFTConfig,
     TeacherConfig,
 )
-from pbsd.config.base import ContextArm, as_dict
+from pbsd.config.base import ContextRule, as_dict
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.lab import checkpoint_path
@@ -97,14 +97,16 @@ class SelfDistillationTrainer(MethodTrainer):
         renderer = make_renderer(tokenizer, args)
         required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
 
-        def prepare_rows(rows: Any, renderer: Renderer = renderer, context: ContextArm = "paired") -> PromptDataset:
+        def prepare_rows(rows: Any, renderer: Renderer = renderer, context: ContextRule | None = None) -> PromptDataset:
             drop = args.overlong == "drop"
             return PromptDataset.from_rows(
-                rows, renderer, required=required, drop_overlong=drop, context=context, seed=args.seed
+                rows, renderer, required=required, drop_overlong=drop, context=context or ContextRule(), seed=args.seed
             )
 
         train_renderer = make_renderer(tokenizer, args, training=True)
-        train_prompts = None if train_dataset is None else prepare_rows(train_dataset, train_renderer, args.context_arm)
+        train_prompts = (
+            None if train_dataset is None else prepare_rows(train_dataset, train_renderer, args.context_rule)
+        )
         eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
         if peft_config is not None:
             student = _add_adapter(student, peft_config)

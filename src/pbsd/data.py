@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from torch.utils.data import Dataset
 
 from pbsd import benchmarks
 from pbsd.benchmarks.tables import load_table
-from pbsd.config.base import ContextArm
+from pbsd.config.base import ContextRule
 from pbsd.lab import worlds
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer, RowError, context_text, template_columns
 
 _LAB_PREFIX = "lab/"
+_WHOLE = ContextRule()
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class PromptDataset(Dataset):
         *,
         required: Iterable[str] = (),
         drop_overlong: bool,
-        context: ContextArm = "paired",
+        context: ContextRule = _WHOLE,
         seed: int = 0,
     ) -> PromptDataset:
         """Render every row.
@@ -74,7 +77,7 @@ class PromptDataset(Dataset):
         prompts, dropped = [], 0
         columns = {"prompt", *required}
         rows = list(rows)
-        if context == "shuffled" and (own := template_columns(renderer.teacher_prompt_template)):
+        if context.arm == "shuffled" and (own := template_columns(renderer.teacher_prompt_template)):
             logger.warning(
                 "context='shuffled' exchanges privileged_context only: the teacher still reads its row's own %s",
                 ", ".join(sorted(own)),
@@ -99,8 +102,9 @@ class PromptDataset(Dataset):
         return cls(prompts, dropped)
 
 
-def shown_contexts(rows: Sequence[Mapping[str, Any]], arm: ContextArm, seed: int) -> list[Any]:
-    """The privileged context that the teacher is shown of each row.
+def shown_contexts(rows: Sequence[Mapping[str, Any]], rule: ContextRule, seed: int) -> list[Any]:
+    """The privileged context that the teacher is shown of each row: the whole of what the arm gives it, or as text the
+    first `dose` of its words, at least one (words are what white space divides).
 
     `paired`: the row's own. `none`: None. `shuffled`: another row's, each used once, by a seeded permutation that gives
     no row a context equal to its own as text; rows without context stay without, and theirs is given to nobody.
@@ -112,11 +116,24 @@ def shown_contexts(rows: Sequence[Mapping[str, Any]], arm: ContextArm, seed: int
         ValueError: `shuffled` where no row has a context, or more than half of those that do share one.
     """
     own = [row.get("privileged_context") for row in rows]
-    if arm == "paired":
-        return own
+    if rule.arm == "none":
+        return [None] * len(own)
+    given = own if rule.arm == "paired" else _exchanged(own, seed)
+    if rule.dose == 1:
+        return given
+    return [_first_words(context_text(context, index), rule.dose) for index, context in enumerate(given)]
+
+
+def _first_words(text: str | None, dose: float) -> str | None:
+    if text is None:
+        return None
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    return text[: ends[math.ceil(dose * len(ends)) - 1]] if ends else text
+
+
+def _exchanged(own: Sequence[Any], seed: int) -> list[Any]:
+    """`shuffled`: see `shown_contexts`."""
     shown: list[Any] = [None] * len(own)
-    if arm == "none":
-        return shown
     texts = [context_text(context, index) for index, context in enumerate(own)]
     holders = [index for index, text in enumerate(texts) if text is not None]
     random.Random(f"context-{seed}").shuffle(holders)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from pbsd import rewards
 from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
+from pbsd.config.base import ContextRule
 from pbsd.data import PromptDataset, shown_contexts
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
@@ -33,7 +34,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     screen = console()
     tokenizer = load_tokenizer(run.model_name_or_path, config)
     rows = run.rows("train") or []
-    contexts = shown_contexts(rows, config.context_arm, config.seed)
+    contexts = shown_contexts(rows, config.context_rule, config.seed)
     limited = make_renderer(tokenizer, config, training=True)
     unlimited = replace(
         limited,
@@ -41,7 +42,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
         max_teacher_prompt_length=None,
         max_reference_length=None if config.max_reference_length is None else sys.maxsize,
     )
-    if config.context_arm != "paired":
+    if config.context_rule != ContextRule():
         screen.rule(_describe_arm(config), align="left")
     for index, row in enumerate(rows):
         if index == count:
@@ -74,7 +75,8 @@ def _describe_arm(config: RolloutConfig) -> str:
         "shuffled": f"the teacher sees another row's context (seed {config.seed})",
         "none": "the teacher sees no context",
     }
-    return f"context: {config.context_arm}: {what[config.context_arm]}"
+    arm, dose = config.context_rule
+    return f"context: {arm}: {what[arm]}" + ("" if dose == 1 else f", the first {dose:.0%} of its words")
 
 
 def _is_over(renderer: Renderer, row: Any, index: int, context: Any) -> bool:
@@ -118,7 +120,7 @@ class Patient:
             make_renderer(self.tokenizer, self.config, training=True),
             required=set().union(*(rewards.required_columns(function) for function in functions)),
             drop_overlong=self.config.overlong == "drop",
-            context=self.config.context_arm,
+            context=self.config.context_rule,
             seed=self.config.seed,
         ).prompts
 

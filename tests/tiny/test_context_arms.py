@@ -7,8 +7,13 @@ from conftest import HELD_OUT, ROWS
 
 from pbsd import GRPOConfig, OPSDConfig, PBSDConfig, RFTConfig, SDPOConfig
 from pbsd.cli import main
+from pbsd.config.base import ContextRule
 from pbsd.data import PromptDataset, shown_contexts
 from pbsd.render import Renderer
+
+
+def teacher_contexts(rows, arm, seed, dose=1.0):
+    return shown_contexts(rows, ContextRule(arm, dose), seed)
 
 
 def rows_of(*contexts):
@@ -21,9 +26,9 @@ def rows_of(*contexts):
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_gets_another_s_context_and_each_is_used_once(seed):
     own = [f"c{index}" for index in range(9)]
-    shown = shown_contexts(rows_of(*own), "shuffled", seed)
-    assert sorted(shown) == sorted(own)
-    assert all(one != other for one, other in zip(shown, own, strict=True))
+    given = teacher_contexts(rows_of(*own), "shuffled", seed)
+    assert sorted(given) == sorted(own)
+    assert all(one != other for one, other in zip(given, own, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -31,25 +36,44 @@ def test_an_equal_context_is_not_another_one(seed):
     """Half the rows share one context, as text or as messages of the same text: each must get one of the other half."""
     same = ["x", [{"role": "user", "content": "x"}], "x"]
     own = [same[0], "a", same[1], "b", "c", same[2]]
-    shown = shown_contexts(rows_of(*own), "shuffled", seed)
-    for one, other in zip(own, shown, strict=True):
+    given = teacher_contexts(rows_of(*own), "shuffled", seed)
+    for one, other in zip(own, given, strict=True):
         assert (one in same) != (other in same)
 
 
 def test_rows_without_context_stay_without_and_give_none_away():
-    shown = shown_contexts(rows_of(None, "a", "", "b", [], "c"), "shuffled", 0)
-    assert [shown[index] for index in (0, 2, 4)] == [None, None, None]
-    assert sorted([shown[1], shown[3], shown[5]]) == ["a", "b", "c"]
+    given = teacher_contexts(rows_of(None, "a", "", "b", [], "c"), "shuffled", 0)
+    assert [given[index] for index in (0, 2, 4)] == [None, None, None]
+    assert sorted([given[1], given[3], given[5]]) == ["a", "b", "c"]
 
 
 def test_the_seed_decides_and_nothing_else():
     rows = rows_of(*(f"c{index}" for index in range(12)))
-    first = shown_contexts(rows, "shuffled", 0)
-    assert first == shown_contexts(rows, "shuffled", 0)
-    orders = {tuple(shown_contexts(rows, "shuffled", seed)) for seed in range(10)}
+    first = teacher_contexts(rows, "shuffled", 0)
+    assert first == teacher_contexts(rows, "shuffled", 0)
+    orders = {tuple(teacher_contexts(rows, "shuffled", seed)) for seed in range(10)}
     assert len(orders) == 10
-    assert shown_contexts(rows, "paired", 0) == [row["privileged_context"] for row in rows]
-    assert shown_contexts(rows, "none", 0) == [None] * 12
+    assert teacher_contexts(rows, "paired", 0) == [row["privileged_context"] for row in rows]
+    assert teacher_contexts(rows, "none", 0) == [None] * 12
+
+
+@pytest.mark.parametrize(
+    ("dose", "expected"),
+    [(1.0, "a  b\nc d "), (0.75, "a  b\nc"), (0.5, "a  b"), (0.26, "a  b"), (0.25, "a"), (0.01, "a")],
+)
+def test_a_dose_is_the_first_words_rounded_up_as_they_stand(dose, expected):
+    """Four words: .26 of them is 1.04, so two. Messages are text then; rows without context stay without."""
+    messages = [{"role": "user", "content": "a  b"}, {"role": "assistant", "content": "c d "}]
+    rows = rows_of("a  b\nc d ", messages, None, " ")
+    text, of_messages, none, blank = teacher_contexts(rows, "paired", 0, dose)
+    assert (text, none, blank) == (expected, None, " ")
+    assert of_messages == (messages if dose == 1 else expected)
+
+
+def test_a_dose_of_another_s_context_is_cut_after_the_exchange():
+    rows = rows_of("a b", "c d", "e f")
+    whole = teacher_contexts(rows, "shuffled", 3)
+    assert teacher_contexts(rows, "shuffled", 3, 0.5) == [context[0] for context in whole]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +86,14 @@ def test_the_seed_decides_and_nothing_else():
 )
 def test_what_cannot_be_shuffled_is_refused(contexts, words):
     with pytest.raises(ValueError) as caught:
-        shown_contexts(rows_of(*contexts), "shuffled", 0)
+        teacher_contexts(rows_of(*contexts), "shuffled", 0)
     assert words in str(caught.value)
 
 
 def test_other_columns_of_the_template_stay_the_row_s_own_and_that_is_said(tokenizer, caplog):
     renderer = Renderer(tokenizer, "{{ prompt }}{{ privileged_context }}{{ hint }}")
     rows = [{**row, "hint": str(index)} for index, row in enumerate(rows_of("a", "b"))]
-    dataset = PromptDataset.from_rows(rows, renderer, drop_overlong=False, context="shuffled")
+    dataset = PromptDataset.from_rows(rows, renderer, drop_overlong=False, context=ContextRule("shuffled"))
     assert [tokenizer.decode(list(prompt.teacher_ids)) for prompt in dataset.prompts] == ["p0b0", "p1a1"]
     assert "the teacher still reads its row's own hint" in caplog.text
 
@@ -92,7 +116,7 @@ def test_the_teacher_is_shown_what_the_arm_says_and_rewards_read_the_row(make_me
     for arm, trainer in arms.items():
         assert [student for student, _ in prompts_of(trainer)] == [row["prompt"] for row in ROWS]
         shown = [prompt.context for prompt in trainer.train_dataset.prompts]
-        assert shown == shown_contexts(ROWS, arm, trainer.args.seed)
+        assert shown == teacher_contexts(ROWS, arm, trainer.args.seed)
         for (student, teacher), context in zip(prompts_of(trainer), shown, strict=True):
             assert teacher == (student if context is None else f"{student}\n\n{context}")
         assert [prompt.columns["privileged_context"] for prompt in trainer.train_dataset.prompts] == own
@@ -108,7 +132,7 @@ def test_arms_train_on_other_teachers_and_show_it_in_the_samples(make_trainer):
         trainer, records = make_trainer(context=arm, max_steps=1), []
         trainer.on_samples = lambda step, samples, records=records: records.extend(samples)
         trainer.train()
-        shown = dict(enumerate(shown_contexts(ROWS, arm, trainer.args.seed)))
+        shown = dict(enumerate(teacher_contexts(ROWS, arm, trainer.args.seed)))
         assert all(record["privileged_context"] == shown[record["row"]] for record in records)
         batch, _ = trainer.method.collect(trainer.train_dataset.prompts[:4], 0)
         texts[arm] = [rollout.teacher_logprob for rollout in batch.rollouts]
@@ -139,16 +163,31 @@ def test_arms_are_for_teachers_and_known_by_name(tmp_path):
             config(output_dir=str(tmp_path), use_cpu=True, context="random")
 
 
+@pytest.mark.parametrize("dose", [0.0, 1.5, float("nan")])
+def test_a_dose_is_a_share(tmp_path, dose):
+    with pytest.raises(ValueError, match=r"context_dose must lie in \(0, 1\]"):
+        PBSDConfig(output_dir=str(tmp_path), use_cpu=True, context_dose=dose)
+
+
+@pytest.mark.parametrize(("config", "options"), [(PBSDConfig, {"context": "none"}), (SDPOConfig, {})])
+def test_a_dose_of_nothing_is_refused(tmp_path, config, options):
+    with pytest.raises(ValueError, match="context_dose shortens the context that a teacher reads, and none reads one"):
+        config(output_dir=str(tmp_path), use_cpu=True, context_dose=0.5, **options)
+
+
 # What people see
 
 
 def test_render_doctor_and_manifest_show_the_arm(recipe, tmp_path, capsys):
     assert main(["render", str(recipe), "-n", "1", "--context", "shuffled"]) == 0
     out = capsys.readouterr().out
-    donor = shown_contexts(ROWS, "shuffled", 42)[0]
+    donor = teacher_contexts(ROWS, "shuffled", 42)[0]
     assert "context: shuffled: the teacher sees another row's context (seed 42)" in out
     assert "aaa" not in out
     assert donor in out
+
+    assert main(["render", str(recipe), "-n", "1", "--context_dose", "0.5"]) == 0
+    assert "the teacher sees its row's context, the first 50% of its words" in " ".join(capsys.readouterr().out.split())
 
     main(["doctor", str(recipe), "--context", "none"])
     out = capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -15,6 +15,15 @@ from pbsd.teacher import RefreshMeasure, TeacherKind
 
 ContextArm = Literal["paired", "shuffled", "none"]
 """Which context the teacher is shown: its row's, another row's, or nothing."""
+
+
+class ContextRule(NamedTuple):
+    """What the teacher is shown: whose context, and its first words up to this share of them."""
+
+    arm: ContextArm = "paired"
+    dose: float = 1.0
+
+
 LeakageGuard = Literal["off", "drop", "downweight"]
 
 _WARPERS = ("temperature", "top_p", "top_k", "min_p")
@@ -179,9 +188,9 @@ class RolloutConfig(TrainingArguments):
         return resolve_thresholds(as_dict(self.alarms))
 
     @property
-    def context_arm(self) -> ContextArm:
-        """Which context the teacher is shown."""
-        return "paired"
+    def context_rule(self) -> ContextRule:
+        """Which context the teacher is shown, and how much of it."""
+        return ContextRule()
 
     def sampling_params(self, *, temperature: float | None = None) -> SamplingParams:
         """Training's sampling parameters; with `temperature`, evaluation's (no truncation)."""
@@ -239,6 +248,9 @@ class TeacherConfig(RolloutConfig):
         "equal one, in an order drawn by `seed` (rows without one stay without; other columns that the template reads "
         "stay the row's own); none: nothing but the problem. Held-out rows are always paired: no teacher reads them.",
     )
+    context_dose: float = option(
+        1.0, "Share of the context's words that the teacher is shown, the first ones: the beginning of a solution, say."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -247,6 +259,10 @@ class TeacherConfig(RolloutConfig):
                 f"context={self.context!r} is for a teacher that reads privileged_context, which with these options "
                 f"of {type(self).__name__} none does: leave it out"
             )
+        if not 0 < self.context_dose <= 1:
+            raise ValueError(f"context_dose must lie in (0, 1], got {self.context_dose}; for 0 set context='none'")
+        if self.context_dose < 1 and (self.context == "none" or not self.reads_context):
+            raise ValueError("context_dose shortens the context that a teacher reads, and none reads one: leave it out")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must lie in [0, 1] and is the weight of the old average, got {self.ema_decay}")
         if self.teacher_refresh_steps < 1:
@@ -282,8 +298,8 @@ class TeacherConfig(RolloutConfig):
         return True
 
     @property
-    def context_arm(self) -> ContextArm:
-        return self.context
+    def context_rule(self) -> ContextRule:
+        return ContextRule(self.context, self.context_dose)
 
     @property
     def samples_both(self) -> bool:
