@@ -43,7 +43,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
         max_reference_length=None if config.max_reference_length is None else sys.maxsize,
     )
     if config.context_rule != ContextRule():
-        screen.rule(_describe_arm(config), align="left")
+        screen.print(_describe_arm(config))
     for index, row in enumerate(rows):
         if index == count:
             break
@@ -63,10 +63,9 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     over = sum(_is_over(limited, row, index, contexts[index]) for index, row in enumerate(rows))
     budget_name = "prompt budget" if config.max_reference_length is None else "prompt or completion budget"
     fate = "would be dropped" if config.overlong == "drop" else "would stop the run (overlong='error')"
-    screen.rule(
-        f"{over} of {len(rows)} rows are over a {budget_name} and {fate}",
-        align="left",
-    )
+    # Not as the rule's title, which a narrow screen cuts.
+    screen.rule()
+    screen.print(f"{over} of {len(rows)} rows are over a {budget_name} and {fate}", highlight=False)
 
 
 def _describe_arm(config: RolloutConfig) -> str:
