@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +76,11 @@ class PromptDataset(Dataset):
         prompts, dropped = [], 0
         columns = {"prompt", *required}
         rows = list(rows)
-        if context.arm == "shuffled" and (own := template_columns(renderer.teacher_prompt_template)):
+        partly = context.arm == "shuffled" or context.dose < 1
+        if partly and (own := template_columns(renderer.teacher_prompt_template)):
             logger.warning(
-                "context='shuffled' exchanges privileged_context only: the teacher still reads its row's own %s",
+                "context='shuffled' and context_dose change privileged_context only: the teacher still reads its row's "
+                "own %s",
                 ", ".join(sorted(own)),
             )
         for index, (row, shown) in enumerate(zip(rows, shown_contexts(rows, context, seed), strict=True)):
@@ -103,8 +104,8 @@ class PromptDataset(Dataset):
 
 
 def shown_contexts(rows: Sequence[Mapping[str, Any]], rule: ContextRule, seed: int) -> list[Any]:
-    """The privileged context that the teacher is shown of each row: the whole of what the arm gives it, or as text the
-    first `dose` of its words, at least one (words are what white space divides).
+    """The privileged context that the teacher is shown of each row: whole, or as text the first `dose` of its
+    characters, rounded up.
 
     `paired`: the row's own. `none`: None. `shuffled`: another row's, each used once, by a seeded permutation that gives
     no row a context equal to its own as text; rows without context stay without, and theirs is given to nobody.
@@ -118,17 +119,11 @@ def shown_contexts(rows: Sequence[Mapping[str, Any]], rule: ContextRule, seed: i
     own = [row.get("privileged_context") for row in rows]
     if rule.arm == "none":
         return [None] * len(own)
-    given = own if rule.arm == "paired" else _exchanged(own, seed)
-    if rule.dose == 1:
-        return given
-    return [_first_words(context_text(context, index), rule.dose) for index, context in enumerate(given)]
-
-
-def _first_words(text: str | None, dose: float) -> str | None:
-    if text is None:
-        return None
-    ends = [word.end() for word in re.finditer(r"\S+", text)]
-    return text[: ends[math.ceil(dose * len(ends)) - 1]] if ends else text
+    if rule.dose < 1:
+        texts = [context_text(context, index) or "" for index, context in enumerate(own)]
+        # 0.07 of 100 are 7, and not the 8 above 7.000000000000001.
+        own = [text[: math.ceil(round(rule.dose * len(text), 9))] or None for text in texts]
+    return own if rule.arm == "paired" else _exchanged(own, seed)
 
 
 def _exchanged(own: Sequence[Any], seed: int) -> list[Any]:

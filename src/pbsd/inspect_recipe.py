@@ -75,7 +75,7 @@ def _describe_arm(config: RolloutConfig) -> str:
         "none": "the teacher sees no context",
     }
     arm, dose = config.context_rule
-    return f"context: {arm}: {what[arm]}" + ("" if dose == 1 else f", the first {dose:.0%} of its words")
+    return f"context: {arm}: {what[arm]}" + ("" if dose == 1 else f", the first {dose:g} of its characters")
 
 
 def _is_over(renderer: Renderer, row: Any, index: int, context: Any) -> bool:

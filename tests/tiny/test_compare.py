@@ -337,31 +337,99 @@ def test_the_table_of_a_clone_is_the_same(whole, tmp_path):
     assert (tmp_path / TABLE).read_bytes() == (whole / TABLE).read_bytes()
 
 
-def test_a_study_goes_on_from_its_files_on_another_machine(whole, tmp_path, capsys):
-    """A clone has no working folder. Everything is done there at first; a third seed is then 2 more runs of 6, and
-    without it the files are the old ones again, to the byte."""
+@pytest.fixture
+def clone(whole, tmp_path):
+    """The study with its files and without its working folder, as a checkout on another machine."""
     folder = tmp_path / "clone"
     folder.mkdir()
     for name in ("study.yaml", *FILES):
         shutil.copy(whole / name, folder / name)
-    assert compare(folder, "--dry_run") == 0
+    return folder
+
+
+def test_a_study_goes_on_from_its_files_on_another_machine(whole, clone, capsys):
+    """Everything is done there at first; a third seed is then 2 more runs of 6. Without it its 2 runs are refused to be
+    lost only where they are in no working folder; dropped, the files are the old ones again, to the byte."""
+    assert compare(clone, "--dry_run") == 0
     assert "8 of 8 runs are done" in capsys.readouterr().out
-    write_study(folder, cells=[{**STUDY["cells"][0], "seeds": [0, 1, 2]}])
-    assert compare(folder) == 0
+    write_study(clone, cells=[{**STUDY["cells"][0], "seeds": [0, 1, 2]}])
+    assert compare(clone) == 0
     out = capsys.readouterr().out
     assert "[2/2] final/sft/arithmetic/dense/packaged/seed2" in out
     assert "tuning/" not in out
-    assert len(read_rows(folder / RUNS)) == 4 + 6
-    write_study(folder)
-    assert compare(folder) == 0
+    assert len(read_rows(clone / RUNS)) == 4 + 6
+    larger = (clone / RUNS).read_bytes()
+    write_study(clone)
+    shutil.move(clone / "work", clone / "elsewhere")
+    assert compare(clone) == 2
+    assert "holds 2 runs that are not of this study as it is now, such as final/pbsd" in capsys.readouterr().err
+    assert (clone / RUNS).read_bytes() == larger
+    shutil.move(clone / "elsewhere", clone / "work")
+    assert compare(clone) == 0
+    assert contents(clone) == contents(whole)
+    (clone / RUNS).write_bytes(larger)
+    shutil.rmtree(clone / "work")
+    assert compare(clone, "--discard") == 0
+    assert contents(clone) == contents(whole)
+
+
+def test_a_new_method_keeps_the_finished_runs_while_its_trials_are_open(clone, capsys):
+    more = {"rft": {"method": "rft", "tune": {"learning_rate": [0.0, 1e-3]}}}
+    write_study(clone, methods={**STUDY["methods"], **more})
+    assert compare(clone, "--max_runs", "1") == 0
+    out = capsys.readouterr().out
+    assert "1 tuning runs are not finished: final runs wait" in out
+    assert "4 of 6 runs, 2 are missing" in out
+    assert len(read_rows(clone / RUNS)) == 5 + 4
+
+
+def test_files_that_arrive_while_a_study_runs_are_taken_in(whole, tmp_path):
+    """Those of a pull, say, between the start and the writing."""
+    from pbsd.compare.runner import StudyRunner
+
+    folder = write_study(tmp_path / "tiny")
+    runner = StudyRunner(load_study(folder / "study.yaml"), folder / "work", folder)
+    for name in FILES:
+        shutil.copy(whole / name, folder / name)
+    runner.write()
     assert contents(folder) == contents(whole)
 
 
-def test_files_without_their_runs_are_not_lost_to_a_first_partial_run(whole, tmp_path, capsys):
-    for name in ("study.yaml", RESULTS, CURVES, CHOICES):
-        shutil.copy(whole / name, tmp_path / name)
-    assert main(["compare", str(tmp_path / "study.yaml"), "--work", str(tmp_path / "none"), "--max_runs", "1"]) == 2
+def test_the_newest_of_two_results_is_used(copied, capsys):
+    """Here and in the files, where one is of an option's old default: the other, whichever it is."""
+    (path, *_) = (copied / "work" / "runs").glob(f"final-sft-*/{RESULT}")
+    whole = path.read_text()
+    result = json.loads(whole)
+    result["options"]["max_grad_norm"] += 1
+    path.write_text(json.dumps(result))
+    assert compare(copied, "--dry_run") == 0
+    assert "8 of 8 runs are done" in capsys.readouterr().out
+    path.write_text(whole)
+    rows = [{**row, "options": result["options"]} if row["key"] == result["key"] else row for row in runs(copied)]
+    (copied / RUNS).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    before = contents(copied)[RESULTS]
+    assert compare(copied) == 0
+    assert "[1/" not in capsys.readouterr().out
+    assert contents(copied)[RESULTS] == before
+    assert runs(copied) != rows
+
+
+def runs(folder):
+    return read_rows(folder / RUNS)
+
+
+def test_results_elsewhere_start_from_those_beside_the_study(clone, tmp_path, capsys):
+    assert compare(clone, "--out", str(tmp_path / "other")) == 0
+    assert "[1/" not in capsys.readouterr().out
+    assert {name: (tmp_path / "other" / name).read_bytes() for name in FILES} == contents(clone)
+
+
+def test_files_without_their_runs_are_not_lost_to_a_first_partial_run(clone, capsys):
+    (clone / RUNS).unlink()
+    before = (clone / RESULTS).read_bytes()
+    assert compare(clone, "--max_runs", "1") == 2
     assert "give another folder by --out" in capsys.readouterr().err
+    assert (clone / RESULTS).read_bytes() == before
 
 
 def test_two_compares_do_not_share_a_folder(copied, capsys):

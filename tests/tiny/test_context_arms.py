@@ -59,10 +59,11 @@ def test_the_seed_decides_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("dose", "expected"),
-    [(1.0, "a  b\nc d "), (0.75, "a  b\nc"), (0.5, "a  b"), (0.26, "a  b"), (0.25, "a"), (0.01, "a")],
+    [(1.0, "a  b\nc d "), (0.9, "a  b\nc d "), (0.5, "a  b\n"), (0.45, "a  b\n"), (0.44, "a  b"), (0.01, "a")],
 )
-def test_a_dose_is_the_first_words_rounded_up_as_they_stand(dose, expected):
-    """Four words: .26 of them is 1.04, so two. Messages are text then; rows without context stay without."""
+def test_a_dose_is_the_first_characters_rounded_up(dose, expected):
+    """Nine characters: .9 of them is 8.1, so all nine; .44 is 3.96, so four. Messages are text then; rows without
+    context stay without."""
     messages = [{"role": "user", "content": "a  b"}, {"role": "assistant", "content": "c d "}]
     rows = rows_of("a  b\nc d ", messages, None, " ")
     text, of_messages, none, blank = teacher_contexts(rows, "paired", 0, dose)
@@ -70,10 +71,28 @@ def test_a_dose_is_the_first_words_rounded_up_as_they_stand(dose, expected):
     assert of_messages == (messages if dose == 1 else expected)
 
 
-def test_a_dose_of_another_s_context_is_cut_after_the_exchange():
-    rows = rows_of("a b", "c d", "e f")
-    whole = teacher_contexts(rows, "shuffled", 3)
-    assert teacher_contexts(rows, "shuffled", 3, 0.5) == [context[0] for context in whole]
+def test_a_dose_of_another_s_context_is_never_equal_to_ones_own():
+    """Half of 'aab' is 'aa' in two of four rows: those get 'bb' and 'cc'."""
+    rows = rows_of("aab", "aac", "bbd", "cce")
+    for seed in range(10):
+        given = teacher_contexts(rows, "shuffled", seed, 0.5)
+        assert sorted(given[:2]) == ["bb", "cc"]
+        assert given[2:] == ["aa", "aa"]
+
+
+def test_a_dose_of_hundredths_is_not_rounded_up_past_a_whole_number():
+    """0.07 * 100 is 7.000000000000001 in floating point."""
+    assert teacher_contexts(rows_of("x" * 100), "paired", 0, 0.07) == ["x" * 7]
+
+
+def test_training_and_what_people_see_have_the_dose(make_trainer):
+    """The teacher's prompts end with the first half of their context, and rewards read the whole row."""
+    trainer = make_trainer(context_dose=0.5)
+    for (student, teacher), prompt, row in zip(prompts_of(trainer), trainer.train_dataset.prompts, ROWS, strict=True):
+        whole = row["privileged_context"]
+        half = whole[: -(-len(whole) // 2)]
+        assert teacher == f"{student}\n\n{half}"
+        assert (prompt.context, prompt.columns["privileged_context"]) == (half, whole)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +206,12 @@ def test_render_doctor_and_manifest_show_the_arm(recipe, tmp_path, capsys):
     assert donor in out
 
     assert main(["render", str(recipe), "-n", "1", "--context_dose", "0.5"]) == 0
-    assert "the teacher sees its row's context, the first 50% of its words" in " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    assert "the teacher sees its row's context, the first 0.5 of its characters" in " ".join(out.split())
+    assert ROWS[0]["privileged_context"] not in out
+
+    main(["doctor", str(recipe), "--context_dose", "0.5"])
+    assert "the first 0.5 of its characters" in " ".join(capsys.readouterr().out.split())
 
     main(["doctor", str(recipe), "--context", "none"])
     out = capsys.readouterr().out

@@ -35,8 +35,9 @@ STUDY = {
 }
 
 TRIAL = {
-    "name": "tuning/a/tools/dense/1m/trial0/seed9", "curve": [{"step": 0, "generated_tokens": 0, "accuracy": 0.2}],
-    "metrics": [{"step": 10, "loss": 0.5}], "problems": [], "steps": 20,
+    "name": "tuning/a/tools/dense/1m/trial0/seed9", "key": "trial", "options": {}, "problems": [], "steps": 20,
+    "curve": [{"step": 0, "generated_tokens": 0, "accuracy": 0.2}], "metrics": [{"step": 10, "loss": 0.5}],
+    "seconds": 3.0,
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def finished(runs, prompts=16):
     for (method, world, seed), counts in runs.items():
         tokens = [0, 0, 0] if method == "c" else [0, 100, 200]
         yield identity(method, world, seed), {
-            "name": f"final/{method}/tools/{world}/1m/seed{seed}",
+            "name": f"final/{method}/tools/{world}/1m/seed{seed}", "key": f"{method}-{world}-{seed}", "options": {},
             "problems": [[place, 4, count, 50] for place, count in enumerate(counts)],
             "curve": [
                 {"step": 10 * place, "generated_tokens": spent, "accuracy": accuracy}
@@ -64,11 +65,10 @@ def finished(runs, prompts=16):
 @pytest.fixture
 def written(tmp_path):
     def write(runs=CORRECT, choices=(), study=STUDY, prompts=16, folder="study"):
-        (tmp_path / "work").mkdir(exist_ok=True)
         done = list(finished(runs, prompts))
         keys = ("steps", "generated_tokens", "ended_by", "prompts_per_step", "alarms")
         summaries = [{**who, **{key: result[key] for key in keys}} for who, result in done]
-        files = ResultFiles(tmp_path / folder, tmp_path / "work")
+        files = ResultFiles(tmp_path / folder)
         files.write({"study": study, "choices": list(choices), "runs": summaries}, [TRIAL], done)
         return tmp_path / folder
 
@@ -203,27 +203,31 @@ def test_damaged_or_inconsistent_files_are_named(written):
 
 
 def test_files_hold_the_runs_that_they_were_made_of(written, tmp_path):
-    """For a folder that did not make them; training metrics of trials alone are left out."""
-    folder = written()
-    assert ResultFiles(folder, tmp_path / "work").finished_runs() == []
-    assert ResultFiles(tmp_path / "empty", tmp_path / "elsewhere").finished_runs() == []
-    found = ResultFiles(folder, tmp_path / "elsewhere").finished_runs()
-    assert found == [{**TRIAL, "metrics": []}, *(result for _, result in finished(CORRECT))]
+    """All but how long runs took and the training metrics of trials."""
+    assert ResultFiles(tmp_path / "empty").runs() == {}
+    trial = {key: value for key, value in TRIAL.items() if key != "seconds"} | {"metrics": []}
+    expected = [trial, *(result for _, result in finished(CORRECT))]
+    assert ResultFiles(written()).runs() == {run["key"]: run for run in expected}
 
 
-@pytest.mark.parametrize("name", [RUNS, RESULTS, CURVES])
-def test_files_that_do_not_hold_their_runs_are_not_overwritten(written, tmp_path, name):
-    """The file is missing, or lacks the last run."""
+def test_files_that_do_not_hold_their_runs_are_refused(written):
     folder = written()
-    whole = (folder / name).read_bytes()
-    lines = gzip.decompress(whole).decode().splitlines(keepends=True)
-    last = lines[-1:] if name == RUNS else [line for line in lines if '"sparse"' in line and '"b"' in line]
-    for content in (None, gzip.compress("".join(line for line in lines if line not in last).encode())):
-        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
-        with pytest.raises(ValueError, match=r"was not made from the runs in .*give another folder by --out"):
-            ResultFiles(folder, tmp_path / "elsewhere").finished_runs()
-    (folder / name).write_bytes(whole)
-    assert len(ResultFiles(folder, tmp_path / "elsewhere").finished_runs()) == 11
+    rows = gzip.decompress((folder / RUNS).read_bytes()).decode().splitlines(keepends=True)
+    damaged = bytearray((folder / RUNS).read_bytes())
+    damaged[60:66] = bytes(6)
+    other = json.dumps({**json.loads(rows[3]), "steps": 21}) + "\n"
+    for content, message in (
+        (None, "results.jsonl.gz would be overwritten, and runs.jsonl.gz, .* is not beside it"),
+        (bytes(damaged), "runs.jsonl.gz: cannot be read"),
+        (gzip.compress("".join([*rows, other]).encode()), f"two different results of {json.loads(rows[3])['name']}"),
+        (gzip.compress(b"[]\n"), "a row is not a run"),
+        (gzip.compress(b"{}\n"), "a row is not a run"),
+    ):
+        (folder / RUNS).unlink() if content is None else (folder / RUNS).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            ResultFiles(folder).runs()
+    (folder / RUNS).write_bytes(gzip.compress("".join(rows + rows).encode()))
+    assert len(ResultFiles(folder).runs()) == len(rows) == 11
 
 
 WITHOUT_TORCH = """

@@ -61,6 +61,7 @@ def _parse(flags: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save_steps", type=int, default=50, help="steps between checkpoints of a run (default 50)")
     parser.add_argument("--work", type=Path, help="working folder (default runs/compare/NAME)")
     parser.add_argument("--out", type=Path, help="folder of the result files (default the study's)")
+    parser.add_argument("--discard", action="store_true", help="drop runs of other settings from the result files")
     args = parser.parse_args(flags)
     for name in ("max_runs", "jobs", "save_steps"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -77,7 +78,7 @@ def _run(args: argparse.Namespace, path: Path, work: Path, out: Path) -> int:
 
     transformers_logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    runner = StudyRunner(load_study(path), work, out)
+    runner = StudyRunner(load_study(path), work, out, discard=args.discard)
     if args.dry_run:
         runner.show(lambda run: _matches(run, args.only), args.jobs)
         return 0
@@ -85,6 +86,7 @@ def _run(args: argparse.Namespace, path: Path, work: Path, out: Path) -> int:
         runner.write()
         return 0
     with closing(runner.store.lock()):
+        runner.check()
         try:
             failures = runner.execute(
                 lambda run: _matches(run, args.only), jobs=args.jobs, max_runs=args.max_runs, save_steps=args.save_steps

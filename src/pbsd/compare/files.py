@@ -1,15 +1,15 @@
 """The files beside a study: results, curves, metrics, choices, and the finished runs. Equal runs give equal bytes.
 
-They hold all that the runs found, so a study goes on from its committed files on another machine.
+runs.jsonl.gz holds all that the runs found, so a study goes on from its committed files on another machine.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typing import Any
 RESULTS, CURVES, TRAINING, CHOICES, RUNS, TABLE = (
     "results.jsonl.gz", "curves.jsonl.gz", "metrics.jsonl.gz", "choices.json", "runs.jsonl.gz", "table.md",
 )  # fmt: skip
-_WRITTEN = "written.json"
-_IDENTITY = ("method", "task", "world", "scale", "seed")
+_IN_EVERY_RUN = {"name", "key", "options", "curve", "metrics", "problems"}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -26,7 +25,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read as gzipped JSON lines ({error}): make it anew") from error
 
 
@@ -42,51 +41,32 @@ def read_choices(path: Path) -> dict[str, Any]:
 
 
 class ResultFiles:
-    """The files in `folder`, written by the study whose working folder is `work`."""
+    """The files in `folder`."""
 
-    def __init__(self, folder: Path, work: Path) -> None:
-        self.folder, self.work = folder, work
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def finished_runs(self) -> list[dict[str, Any]]:
-        """What `result.json` held of the runs in the files, where these came from elsewhere (with the checkout, say);
-        none where this working folder made them.
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """By key, what the runs in the files found, as in `result.json`.
 
         Raises:
-            ValueError: the files do not hold their runs, or not whole, so that writing them anew would lose something.
+            ValueError: the files are damaged, hold two results of one run, or are of runs that they do not hold.
         """
-        foreign = [name for name in (RESULTS, CURVES, TRAINING, CHOICES, RUNS) if self._is_foreign(name)]
-        if not foreign:
-            return []
-        try:
-            return self._read_runs()
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{self.folder / foreign[0]} was not made from the runs in {self.work} (it came with the checkout, or "
-                f"from another --work) and would be overwritten, but its runs cannot be taken over ({error}): give "
-                "another folder by --out, or move it away"
-            ) from error
-
-    def _read_runs(self) -> list[dict[str, Any]]:
-        runs = read_rows(self.folder / RUNS)
-        tested = {run["name"]: run for run in runs if run["name"].startswith("final/")}
-        for run in tested.values():
-            run |= {"problems": [], "curve": [], "metrics": []}
-        for row in read_rows(self.folder / RESULTS):
-            counts = [row[key] for key in ("problem_id", "num_samples", "num_correct", "generated_tokens")]
-            tested[_name(row)]["problems"].append(counts)
-        for row in read_rows(self.folder / CURVES):
-            point = {"step": row["step"], "generated_tokens": row["generated_tokens"]}
-            tested[_name(row)]["curve"].append({**point, "accuracy": row["validation_accuracy"]})
-        for row in read_rows(self.folder / TRAINING):
-            point = {key: value for key, value in row.items() if key not in _IDENTITY}
-            tested[_name(row)]["metrics"].append(point)
-        if cut := [name for name, run in tested.items() if not run["problems"] or not run["curve"]]:
-            raise ValueError(f"{cut[0]} has no problems or no curve")
+        path = self.folder / RUNS
+        if not path.is_file():
+            if found := [name for name in (RESULTS, CURVES, TRAINING, CHOICES) if (self.folder / name).is_file()]:
+                raise ValueError(
+                    f"{self.folder / found[0]} would be overwritten, and {RUNS}, which holds the runs it was made of, "
+                    "is not beside it: bring it back, give another folder by --out, or move the file away"
+                )
+            return {}
+        runs: dict[str, dict[str, Any]] = {}
+        for run in read_rows(path):
+            if not isinstance(run, dict) or _IN_EVERY_RUN - run.keys():
+                raise ValueError(f"{path}: a row is not a run: bring the file back, or move it away")
+            if runs.setdefault(str(run["key"]), run) != run:
+                raise ValueError(f"{path}: two different results of {run['name']}: leave one, or move the file away")
         return runs
-
-    def _is_foreign(self, name: str) -> bool:
-        path = self.folder / name
-        return path.is_file() and _sha256(path.read_bytes()) not in self._written()
 
     def write(
         self,
@@ -97,36 +77,17 @@ class ResultFiles:
         """`trials`: results of tuning runs; `finished`: identity and result of every tested run; in the study's order.
         Left out are training metrics of tuning runs, and how long runs took."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        runs = [*({**result, "metrics": []} for result in trials), *(result for _, result in finished)]
         contents = {
+            # First, since it holds what the others are made of.
+            RUNS: _gzipped({key: value for key, value in run.items() if key != "seconds"} for run in runs),
             RESULTS: _gzipped(row for identity, result in finished for row in _result_rows(identity, result)),
             CURVES: _gzipped(row for identity, result in finished for row in _curve_rows(identity, result)),
             TRAINING: _gzipped({**identity, **point} for identity, result in finished for point in result["metrics"]),
             CHOICES: (json.dumps(choices, indent=1) + "\n").encode(),
-            RUNS: _gzipped(
-                [
-                    *({**_without(result, "seconds"), "metrics": []} for result in trials),
-                    *(_without(result, "seconds", "problems", "curve", "metrics") for _, result in finished),
-                ]
-            ),
         }
-        # Before the files, so that a kill in between does not make them foreign.
-        written = self._written() | {_sha256(content) for content in contents.values()}
-        _replace(self.work / _WRITTEN, json.dumps(sorted(written)).encode())
         for name, content in contents.items():
             _replace(self.folder / name, content)
-
-    def _written(self) -> set[str]:
-        path = self.work / _WRITTEN
-        return set(json.loads(path.read_text())) if path.is_file() else set()
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    """The tested run that a row belongs to, as `plan.Run.name`."""
-    return "/".join(("final", *(str(row[key]) for key in _IDENTITY[:-1]), f"seed{row['seed']}"))
-
-
-def _without(result: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key not in keys}
 
 
 def _result_rows(identity: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -163,7 +124,3 @@ def _replace(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     _replace(path, text.encode("utf-8"))
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

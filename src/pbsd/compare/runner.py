@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pbsd.compare.execute import execute
-from pbsd.compare.files import ResultFiles
+from pbsd.compare.files import RUNS, ResultFiles
 from pbsd.compare.plan import Run, final_runs, resolved_options, tuning_runs
 from pbsd.compare.pool import run_jobs
 from pbsd.compare.store import Store
@@ -22,36 +22,41 @@ Selection = Callable[[Run], bool]
 class StudyRunner:
     """A study with its working folder and its result files.
 
-    Final runs are planned once every choice is made; until then none is started, so no test problem is seen earlier.
+    Final runs are planned where their choice is made; none is started before every choice is, so no test problem is
+    seen earlier. Runs that the result files hold are finished too; `discard`: those of other settings may be dropped.
     """
 
-    def __init__(self, study: Study, work: Path, out: Path) -> None:
-        self.study, self.store = study, Store(work)
-        self.files = ResultFiles(out, work)
-        self.store.adopt(self.files.finished_runs())
+    def __init__(self, study: Study, work: Path, out: Path, *, discard: bool = False) -> None:
+        self.study, self.store, self.discard = study, Store(work), discard
+        self.files = ResultFiles(out)
+        beside = {} if out.resolve() == study.path.parent.resolve() else ResultFiles(study.path.parent).runs()
+        self.store.elsewhere = beside | self.files.runs()
         self.tuning = tuning_runs(study)
         self.store.options |= resolved_options(self.tuning)
         self.choices: list[dict[str, Any]] = []
-        self.final: list[Run] | None = None
+        self.final: list[Run] = []
+        self.all_chosen = False
         self._choose()
 
     def _choose(self) -> None:
-        """Make the choices that can be made and, when all are, plan the final runs."""
+        """Make the choices that can be made and plan the final runs that need no other."""
         study = self.study
         self.choices = choices_of_another(study) if study.choices else choices_by_trials(study, self.store, self.tuning)
         chosen = chosen_options(self.choices)
-        if chosen is not None and self.final is None:
-            self.final = final_runs(study, chosen)
-            self.store.options |= resolved_options(self.final)
+        made = {place: options for place, options in chosen.items() if options is not None}
+        self.all_chosen = len(made) == len(chosen)
+        self.final = [run for run in final_runs(study, made) if run.place in made or run.place not in chosen]
+        self.store.options |= resolved_options(self.final)
 
     def show(self, selected: Selection, jobs: int) -> None:
         """List the runs; those of open choices are shown under their first trial's options."""
         final = self.final
-        if final is None:
-            first = {place: self.study.methods[place[0]].trials[0] for place in self.study.places()}
-            final = final_runs(self.study, first)
+        if not self.all_chosen:
+            chosen = chosen_options(self.choices)
+            trials = {place: self.study.methods[place[0]].trials for place in self.study.places()}
+            final = final_runs(self.study, {p: chosen.get(p) or (t[0] if t else {}) for p, t in trials.items()})
         runs = [run for run in (*self.tuning, *final) if selected(run)]
-        costs = Costs(self.store, self.tuning + (self.final or []))
+        costs = Costs(self.store, self.tuning + self.final)
         # A final run of an open choice has no options yet, so it cannot be finished.
         done = {run.key for run in runs if run.key in self.store.options and self.store.is_finished(run)}
         for run in runs:
@@ -69,7 +74,7 @@ class StudyRunner:
         todo = self._unfinished(self.tuning, selected)[:max_runs]
         self._execute(todo, jobs, save_steps, failures)
         self._choose()
-        if self.final is None:
+        if not self.all_chosen:
             open_runs = len(self._unfinished(self.tuning, lambda run: True))
             print(f"{open_runs} tuning runs are not finished: final runs wait, since all choices come before any test")
             return failures
@@ -79,9 +84,14 @@ class StudyRunner:
         return failures
 
     def write(self) -> None:
-        """The result files and the table, of what is finished."""
+        """The result files and the table, of what is finished here or in the files as they are now.
+
+        Raises:
+            ValueError: the files hold runs that this study does not use, which are nowhere else here.
+        """
+        self.check()
         units = self.study.units()
-        runs = {run.unit: run for run in self.final or []}
+        runs = {run.unit: run for run in self.final}
         finished = []
         for unit in units:
             result = self.store.result(runs[unit]) if unit in runs else None
@@ -107,6 +117,19 @@ class StudyRunner:
         )
         print(write_table(self.files.folder))
 
+    def check(self) -> None:
+        """Take in what the files hold by now. Raises ValueError when they hold runs that would be lost by writing."""
+        found = self.files.runs()
+        self.store.elsewhere |= found
+        self._choose()
+        used = {run.key for run in (*self.tuning, *self.final) if self.store.is_finished(run)}
+        lost = self.store.not_here({key: run for key, run in found.items() if key not in used})
+        if lost and not self.discard:
+            raise ValueError(
+                f"{self.files.folder / RUNS} holds {len(lost)} runs that are not of this study as it is now, such as "
+                f"{lost[0]}, and would be overwritten: give another folder by --out, or drop them by --discard"
+            )
+
     def _unfinished(self, runs: Sequence[Run], selected: Selection) -> list[Run]:
         return [run for run in runs if selected(run) and not self.store.is_finished(run)]
 
@@ -123,7 +146,7 @@ class StudyRunner:
                 continue
             result = self.store.result(run)
             assert result is not None, f"{run.name} ended without its result"
-            remaining = Costs(self.store, self.tuning + (self.final or [])).total([runs[i] for i in left], jobs)
+            remaining = Costs(self.store, self.tuning + self.final).total([runs[i] for i in left], jobs)
             print(
                 f"{started}  validation {result['curve'][0]['accuracy']:.3f} -> {result['curve'][-1]['accuracy']:.3f}  "
                 f"{result['steps']} steps  {result['seconds']:.0f} s  left {_duration(remaining)}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,10 +15,16 @@ CURVE, METRICS, ALARMS = "curve.jsonl", "metrics.jsonl", "alarms.jsonl"
 
 
 class Store:
-    """Runs by their key. `options`: the resolved options of every planned run, by key (`plan.resolved_options`)."""
+    """Runs by their key.
+
+    Attributes:
+        options: the resolved options of every planned run, by key (`plan.resolved_options`).
+        elsewhere: what runs found that were not made here, by key (`files.ResultFiles.runs`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.elsewhere: dict[str, dict[str, Any]] = {}
         self.options: dict[str, dict[str, Any]] = {}
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -34,25 +40,24 @@ class Store:
     def folder(self, run: Run) -> Path:
         return self.path / "runs" / folder_name(run.name, run.key)
 
-    def adopt(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what other machines found, where nothing is found here; which of it is current is asked later."""
-        for result in results:
-            folder = RunFolder(self.path / "runs" / folder_name(result["name"], result["key"]))
-            if folder.read(RESULT) is None:
-                folder.path.mkdir(parents=True, exist_ok=True)
-                folder.write(RESULT, result)
-
     def result(self, run: Run) -> dict[str, Any] | None:
         """What the finished run found, or None: not finished, or finished under other settings or defaults."""
         if run.key not in self._results:
-            result = RunFolder(self.folder(run)).read(RESULT)
-            if not is_current(result, run.key, self.options[run.key]):
-                return None
-            self._results[run.key] = result
+            here, elsewhere = RunFolder(self.folder(run)).read(RESULT), self.elsewhere.get(run.key)
+            for result in (here, elsewhere):
+                if result is not None and is_current(result, run.key, self.options[run.key]):
+                    self._results[run.key] = result
+                    return result
+            return None
         return self._results[run.key]
 
     def is_finished(self, run: Run) -> bool:
         return self.result(run) is not None
+
+    def not_here(self, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """The names of the runs that have no result here, of whatever settings."""
+        here = {path.parent.name for path in self.path.glob(f"runs/*/{RESULT}")}
+        return [run["name"] for key, run in found.items() if folder_name(run["name"], key) not in here]
 
     def other_results(self) -> int:
         """How many results of other settings lie here, which nothing uses."""

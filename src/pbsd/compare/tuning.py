@@ -80,8 +80,6 @@ def choices_of_another(study: Study) -> list[dict[str, Any]]:
     return choices
 
 
-def chosen_options(choices: Sequence[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any]] | None:
-    """By place; None while a choice is open."""
-    if any(choice["chosen"] is None for choice in choices):
-        return None
+def chosen_options(choices: Sequence[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any] | None]:
+    """By place; None where the choice is open."""
     return {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in choices}

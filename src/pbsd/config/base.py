@@ -18,7 +18,7 @@ ContextArm = Literal["paired", "shuffled", "none"]
 
 
 class ContextRule(NamedTuple):
-    """What the teacher is shown: whose context, and its first words up to this share of them."""
+    """What the teacher is shown: whose context, and the share of its characters, from its beginning."""
 
     arm: ContextArm = "paired"
     dose: float = 1.0
@@ -249,7 +249,7 @@ class TeacherConfig(RolloutConfig):
         "stay the row's own); none: nothing but the problem. Held-out rows are always paired: no teacher reads them.",
     )
     context_dose: float = option(
-        1.0, "Share of the context's words that the teacher is shown, the first ones: the beginning of a solution, say."
+        1.0, "Share of the context's characters that the teacher is shown, the first ones: half of a solution, say."
     )
 
     def __post_init__(self) -> None:
