@@ -145,7 +145,7 @@ def test_what_is_missing_is_said_and_only_common_seeds_are_compared(written):
     text = make_table(read_findings(folder))
     assert "## Missing: 2 of 10 runs" in text
     assert "- tools dense 1m: seeds 1 of b" in text
-    assert "## a, b: 2 cells, 1 seeds" in text
+    assert "## a, b: 2 cells, 1 seed\n" in text
     rows = rows_of(text, "## a, b: 2 cells")
     assert rows["a"][1] == f"{100 * (6 / 12 + 2 / 12) / 2:.1f}"
     assert write_table(folder).endswith("8 of 10 runs, 2 are missing")

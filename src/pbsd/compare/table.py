@@ -79,7 +79,8 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
     """Ranks, accuracies and leads of a set of methods over the cells that have all of them, whole and by part."""
     first, *others = methods
     counts = sorted({len(seeds) for seeds in cells.values()})
-    title = f"## {', '.join(methods)}: {_counted(len(cells), 'cell')}, {' or '.join(map(str, counts))} seeds"
+    seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
+    title = f"## {', '.join(methods)}: {_counted(len(cells), 'cell')}, {seeds}"
     accuracy = {method: mean_accuracy(findings, cells, method) for method in methods}
     lead = {method: paired_lead(findings, cells, first, method) for method in others}
     ranks = mean_ranks(findings, cells, methods)
