@@ -1,8 +1,8 @@
 """Alarms: rules on the logged metrics that name a collapse while it happens.
 
 A window is the newest `window` logged values of a metric. A rule compares its mean with where the run started (the
-first window) or with the best earlier window (a reward with its first values too), and does not take noise for a change: a difference counts only above
-`NOISE` standard errors, estimated from the scatter within both windows.
+first window), with the best earlier window, or, for a reward, with its first values. It does not take noise for a
+change: a difference counts only above `NOISE` standard errors, estimated from the scatter within both windows.
 """
 
 from __future__ import annotations
