@@ -350,7 +350,21 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
         ({"group_coef": -1.0}, "group_coef must be at least 0"),
         ({"num_teacher_generations": 0, "pairing": "cross"}, "at least 1 for imitation and for pairing='cross'"),
         ({"num_teacher_generations": 0, "pairing": "all", "imitation_coef": 1.0}, "at least 1 for imitation"),
-        ({"imitation_from": "union", "top_p": 0.9}, "needs temperature=1, top_p=1"),
+        ({"imitation_from": "union", "top_p": 0.9}, "need temperature=1, top_p=1"),
+        ({"direct_coef": 1.0, "temperature": 0.6}, "need temperature=1, top_p=1"),
+        ({"direct_coef": 1.0, "generation_kwargs": {"repetition_penalty": 1.1}}, "no generation_kwargs"),
+        (
+            {**OFF, "group_coef": 1.0, "num_generations": 1, "num_teacher_generations": 0},
+            "num_generations + num_teacher_generations >= 2",
+        ),
+        ({"imitation_coef": 1.0, "imitation_weights": "exact", "reward_scale": -1.0}, "has no bound"),
+        (
+            {
+                "imitation_coef": 1.0, "imitation_weights": "exact",
+                "coef_schedule": {"reward_scale": [[0, 1.0], [9, -1.0]]},
+            },
+            "has no bound",
+        ),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
         ({"imitation_gate": "handover"}, "raise imitation_coef"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -134,6 +135,8 @@ def test_named_trainers(name, tokenizer, tmp_path):
     [
         ("grpo", {"num_generations": 1}, "num_generations must be at least 2"),
         ("grpo", {"num_iterations": 2}, "num_iterations must be 1"),
+        ("grpo", {"temperature": 0.6}, "needs temperature=1, top_p=1"),
+        ("grpo", {"top_k": 5}, "needs temperature=1, top_p=1"),
         ("grpo", {"loss_type": "cispo"}, "loss_type must be one of dapo"),
         ("online_dpo", {"num_generations": 1}, "a pair needs two completions"),
         ("opsd", {"distillation_alpha": 1.5}, "distillation_alpha must lie in"),
@@ -147,6 +150,7 @@ def test_named_trainers(name, tokenizer, tmp_path):
         ("sdpo", {"reward": None}, "reward_funcs is missing"),
         ("opsd", {"teacher": "refreshed", "teacher_refresh_margin": 0.1}, "teacher_refresh_margin compares"),
         ("rft", {"teacher": "refreshed", "teacher_refresh_measure": "context"}, "read with teacher_refresh_margin"),
+        ("rft", {"teacher": "refreshed", "rft_source": "both", "teacher_refresh_margin": -0.1}, "must be at least 0"),
         ("opsd", {"teacher_refresh_blend": 0.5}, "read with teacher='refreshed'"),
         ("opsd", {"teacher": "refreshed", "teacher_refresh_blend": 0.0}, "must lie in (0, 1]"),
         ("rft", {"teacher": "ema"}, "rft_source='student' has no use for teacher='ema'"),
@@ -158,6 +162,23 @@ def test_refused(make_method, method, options, words):
     with pytest.raises(ValueError) as caught:
         make_method(method, **options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"teacher": "refreshed", "pair_policy": "all", "pairing": "cross"}, True),
+        ({"teacher": "refreshed", "pair_policy": "all", "pairing": "cross", "teacher_refresh_margin": 0.0}, False),
+        ({"teacher": "refreshed"}, False),
+        ({"teacher": "live", "pair_policy": "all", "pairing": "all"}, False),
+    ],
+)
+def test_a_teacher_that_moves_without_labels_is_warned_of(options, warns):
+    """Pairs of one role follow the rewards under any policy; cross pairs under `all` do not."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pbsd.PBSDConfig(output_dir="none", use_cpu=True, **options)
+    assert any("feedback loop" in str(warning.message) for warning in caught) == warns
 
 
 def test_top_k_over_the_vocabulary_is_refused(make_method):

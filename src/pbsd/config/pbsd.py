@@ -24,7 +24,8 @@ class PBSDConfig(TeacherSamplesConfig):
     the sum of coefficient times mean, over pairs for `preference` (and the `nll` anchor on their chosen side), over
     prompts for `group` and `imitation`, over student samples for `direct`. `preference` with `bradley_terry` or
     `squared`, `group`, and `direct` have P* as their optimum, so their coefficients may be scheduled without moving the
-    target (`imitation` has it for large groups only; the anchor and ordered logistic pairs do not; docs/theory.md).
+    target (`imitation` has it with exact weights, or for large groups; the anchor and ordered logistic pairs do not;
+    docs/theory.md).
 
     The default objective is ours, chosen in the lab (studies/defaults, docs/log.md): the paper's loss on pairs of the
     union that the rewards put in order, with a likelihood anchor. The paper's own is loss_type="logistic",
@@ -81,7 +82,8 @@ class PBSDConfig(TeacherSamplesConfig):
     adaptive_generations: bool = option(
         False,
         "Share K_S + K_T completions out by need: the student writes half of K_S; of the rest the teacher writes the "
-        "share of these that fail (at least one), the student what is left.",
+        "share of these that fail, times the handover where imitation_gate measures it (at least one), the student the "
+        "others.",
     )
     pairing: Pairing = option("all", "cross: teacher against student samples; all: every two of the union.")
     pair_policy: PairPolicy = option("oriented", "Which pairs stay: all (the paper), correct, improving or oriented.")
@@ -125,12 +127,16 @@ class PBSDConfig(TeacherSamplesConfig):
             )
         if self.adaptive_generations and not self.num_teacher_generations:
             raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
-        params = self.sampling_params()
-        truncated = params.temperature != 1 or params.top_p < 1 or params.top_k or params.min_p
-        if self.imitation_from == "union" and (truncated or params.generation_kwargs):
+        if (self.imitation_from == "union" or self.may_use("direct")) and not self.samples_policy:
             raise ValueError(
-                "imitation_from='union' weighs samples by the probability they were drawn with: it needs "
+                "imitation_from='union' and direct_coef are exact for samples of the policy itself: they need "
                 "temperature=1, top_p=1, top_k=0, no min_p and no generation_kwargs"
+            )
+        if self.may_use("group") and self.num_generations + self.num_teacher_generations < 2:
+            raise ValueError("group_coef compares a prompt's samples: num_generations + num_teacher_generations >= 2")
+        if self.imitation_weights == "exact" and self.may_use("imitation") and self._least_reward_scale < 0:
+            raise ValueError(
+                "imitation_weights='exact' has no bound where reward_scale is negative: turn the rewards round instead"
             )
         if self.leakage_guard == "downweight" and self.may_use("group"):
             raise ValueError(
@@ -150,6 +156,11 @@ class PBSDConfig(TeacherSamplesConfig):
         return getattr(self, name) if points is None else _interpolate(points, step)
 
     @property
+    def _least_reward_scale(self) -> float:
+        points = as_dict(self.coef_schedule).get("reward_scale")
+        return self.reward_scale if points is None else min(value for _, value in points)
+
+    @property
     def learns_from_teacher(self) -> bool:
         return self.num_teacher_generations > 0
 
@@ -164,7 +175,8 @@ class PBSDConfig(TeacherSamplesConfig):
     @property
     def uses_rewards(self) -> bool:
         others = any(self.may_use(name) for name in PROJECTIONS[1:])
-        return others or self.loss_type != "logistic" or self.pair_policy != "all"
+        # Pairs of one role are put in the order of their rewards under any policy.
+        return others or self.loss_type != "logistic" or self.pair_policy != "all" or self.pairing == "all"
 
     @property
     def objective(self) -> str:
