@@ -339,6 +339,10 @@ def test_splits_of_a_generated_task_share_no_seed():
     assert prompts[0] == prompts[1][:50]
 
 
+def _nested(depth):
+    return f'{{"name": "f", "arguments": {{"a": {"[" * depth}{"]" * depth}}}}}'
+
+
 @pytest.mark.parametrize(
     ("reader", "first", "second", "same"),
     [
@@ -349,9 +353,16 @@ def test_splits_of_a_generated_task_share_no_seed():
         (answers.tool_answer, "[f(a=1), g()]", '[{"name": "g"}, {"name": "f", "arguments": {"a": 1}}]', True),
         (answers.tool_answer, "f(a=1)", "f(a=2)", False),
         (answers.tool_answer, "I cannot.", "Nothing fits.", True),
+        (answers.tool_answer, "f(a={'b': 1, 2: (3, 4)})", "f(a={2: [3, 4], 'b': 1})", True),
+        (answers.tool_answer, "f(a={(1, 2): 3, None: {1, 2}})", "f(a={None: {2, 1}, (1, 2): 3})", True),
+        (answers.tool_answer, "f(a={1: 2})", '{"name": "f", "arguments": {"a": {"1": 2}}}', False),
+        (answers.tool_answer, '{"name": "\\ud83d"}', '{"name": "\\ud83e"}', False),
+        (answers.tool_answer, _nested(900), _nested(900).replace(", ", ","), True),
+        (answers.tool_answer, _nested(900), _nested(901), False),
         (answers.tagged_answer, "<answer> x </answer>", "<answer>y</answer><answer>x</answer>", True),
     ],
 )  # fmt: skip
 def test_votes(reader, first, second, same):
     assert (reader(first) == reader(second)) is same
+    reader(first).encode()
     assert reader("<think>endless 7") is None
