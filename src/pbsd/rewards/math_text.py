@@ -30,14 +30,14 @@ _TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 # operator belongs to it; a blank is no product. Possessive, because a model's text may be long and made of digits.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?+|\.\d++"
 _LETTER = r"(?![aAI] [A-Za-z])[A-Za-z](?![A-Za-z'])"  # no article, no pronoun
-_GROUP = rf"\((?:[\d .,+*/^=-]|pi|sqrt|{_LETTER})++\)"
+_GROUP = rf"\((?:[\d .,+*/^=-]|pi|sqrt|{_LETTER})++\)|(?<=\^)\{{[\w+*/-]++\}}"
 _FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|sqrt(?=\()|{_LETTER}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
 _OPERATOR = r"(?!\s[-+]\S)[ \t]*+(?:\*\*|[-+*/^=\u00d7\u00f7]|(?<=\d):(?=\d)|x(?=[ \t]*10\^))[ \t]*+"
 _TERMS = rf"[-+]?(?:\d++[ ]\d++/\d++|{_FACTOR})(?:{_OPERATOR}[-+]?{_FACTOR})*+"
 _EXPRESSION = re.compile(rf"(?<![\w.,)\\^_/'-]){_TERMS}")
 _LETTERS_AND_MORE = re.compile(r"(?=.*[A-Za-z]).*[\d+*/^=-]")
 _NUMBER_AND_LETTER = re.compile(rf"({_DIGITS})([mgshl])")
-_LIST = re.compile(rf"(?:{_TERMS})(?:(?:, (?:and|or) |,[ ]?| and | or )(?:{_TERMS}))++(?=[ .*]*\Z|[.;] )")
+_LIST = re.compile(rf"(?:{_TERMS})(?:(?:, (?:and|or) |,[ ]?| and | or )(?:{_TERMS}))++(?=[ .*]*\Z|[.;] |, [a-z]{{2}})")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
 # One letter is a unit only if it is known as one: "7 x" is a product.
