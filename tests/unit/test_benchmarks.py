@@ -245,8 +245,8 @@ def test_the_references_of_all_rows_of_the_package_grade_correct(name):
 WITHOUT_A_WRITTEN_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 """Tasks with many right answers, of which the library writes none down."""
 
-TAKES_ANY_TEXT_FOR_NO = {"game_of_life_halting"}
-"""The library's scorer asks only whether the answer says `true`."""
+TAKES_ANY_TEXT = {"game_of_life_halting"}
+"""The library's scorer compares the truth of two texts, which both are not empty."""
 
 
 def test_every_generated_tasks_gold_is_correct_in_a_process_that_makes_other_problems():
@@ -270,7 +270,7 @@ def test_every_generated_tasks_gold_is_correct_in_a_process_that_makes_other_pro
         task: [
             None if task in WITHOUT_A_WRITTEN_ANSWER else "correct",
             "unparsed",
-            "correct" if task in TAKES_ANY_TEXT_FOR_NO else "wrong",
+            "correct" if task in TAKES_ANY_TEXT else "wrong",
         ]
         for task in tasks
     }
