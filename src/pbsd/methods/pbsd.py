@@ -53,7 +53,7 @@ class PBSD(EngineMethod[PBSDConfig]):
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
         rollouts, metrics = self._sample(prompts, step)
-        if args.imitation_gate == "handover":
+        if args.measures_handover:
             metrics.merge(self._observe_handover(prompts, rollouts, step))
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
