@@ -22,6 +22,7 @@ HOSTILE = (
     "<!--<script>",
     "]]>'\"`${window.hacked=1}",
     "<a href='javascript:window.hacked=1'>click</a>",
+    "<a href='https://evil.example/'>click</a>",
     "abc\u202edef\u2066ghi\x00\ud800",
 )
 
@@ -173,7 +174,8 @@ def test_hostile_names_are_inert_in_charts_and_tables(show, tmp_path):
 
 def test_hostile_names_of_a_study_are_inert(show, tmp_path):
     """Methods, worlds and alarms come from the study's files."""
-    names = {"pbsd": HOSTILE[0], "opsd": " ".join(HOSTILE), "dense": HOSTILE[1], "length_explosion": HOSTILE[2]}
+    link = HOSTILE[6]  # plotly.js would make it one
+    names = {"pbsd": link, "opsd": " ".join(HOSTILE), "dense": HOSTILE[1], "length_explosion": HOSTILE[2]}
     folder = write_planned_study(tmp_path / "study")
     for path in folder.iterdir():
         raw = path.read_bytes()
@@ -182,8 +184,10 @@ def test_hostile_names_of_a_study_are_inert(show, tmp_path):
             text = text.replace(json.dumps(name), json.dumps(hostile))
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     page = show(folder)
-    expect(drawn(page, "lead-0").get_by_role("heading")).to_contain_text(f"Lead of {HOSTILE[0]} over")
-    expect(drawn(page, "metrics").locator(".legend")).to_contain_text(HOSTILE[0][:18])
+    lead = drawn(page, "lead-0")
+    expect(lead.get_by_role("heading")).to_contain_text(f"Lead of {link} over")
+    expect(lead.locator(".xtitle")).to_have_text(f"lead of {link}, percentage points")
+    expect(drawn(page, "metrics").locator(".legend")).to_contain_text(link[:18])
     drawn(page, "stability")
     assert HOSTILE[2] in rows(page, "Alarms in studies")[0]
     opened(page)
