@@ -137,11 +137,18 @@ def test_other_settings_are_refused_by_name_and_restart_moves_the_old_aside(tiny
         (["--temperature", "0.6"], "temperature: 1.0 -> 0.6"),
         (["--reward_timeout", "5"], "reward_timeout: 10.0 -> 5.0"),
         (["--limit", "2"], "problems: 6 -> 2"),
+        (["--batch_size", "2"], "batch_size: 64 -> 2"),
     ):
         assert main([*flags, *changed]) == 2
         assert words in capsys.readouterr().err
     assert main(["evaluate", tiny(1), *flags[2:]]) == 2
     assert "weights_sha256" in capsys.readouterr().err
+    manifest = (out / "evaluation.json").read_text()
+    assert '"device": "cpu"' in manifest
+    (out / "evaluation.json").write_text(manifest.replace('"device": "cpu"', '"device": "cuda"', 1))
+    assert main(flags) == 2
+    assert 'device: "cuda" -> "cpu"' in capsys.readouterr().err
+    (out / "evaluation.json").write_text(manifest)
     assert content(out) == before
     assert main([*flags, "--temperature", "0.6", "--restart"]) == 0
     assert content(tmp_path / "out.1") == before
@@ -243,7 +250,7 @@ def test_a_model_whose_name_looks_like_markup_is_named(gsm8k, tiny, tmp_path, ca
 def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_path, capsys):
     for name, seed, more in (
         ("a", 0, []),
-        ("b", 1, []),
+        ("b", 1, ["--batch_size", "2"]),  # other rounding, yet comparable
         ("hot", 1, ["--temperature", "2"]),
         ("few", 1, ["--limit", "4"]),
     ):
@@ -260,7 +267,8 @@ def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_pa
     capsys.readouterr()
     paths = [str(tmp_path / name) for name in ("a", "b")]
     assert main(["evaluate", "--compare", *paths, "--json", str(tmp_path / "c.json")]) == 0
-    assert "6 problems, paired" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 problems, paired" in shown and "differs: batch_size: 64 -> 2" in shown
     figure = json.loads((tmp_path / "c.json").read_text())["figures"]["avg@2"]
     assert (figure["first"], figure["second"], figure["difference_estimate"]) == pytest.approx((1 / 6, 1 / 2, 1 / 3))
     # Differences 0, 0, 1, 0, 1, 0: sd = sqrt(4/15), so the half width is t(5) * sd / sqrt(6) = 2.5706 * 0.21082.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsd.evaluation.records import MANIFEST, OF_THE_MODEL, SUMMARY, ResultFolder, differences
+from pbsd.evaluation.records import MANIFEST, OF_THE_MACHINE, OF_THE_MODEL, SUMMARY, ResultFolder, differences
 from pbsd.evaluation.statistics import paired_differences
 
-_NOT_COMPARED = OF_THE_MODEL | {"prompts_sha256"}  # token ids: another tokenizer's are other numbers
+_NOT_COMPARED = OF_THE_MODEL | OF_THE_MACHINE | {"prompts_sha256"}  # token ids: another tokenizer's are other numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,10 @@ def compare(first: Path, second: Path, *, allow_different: bool = False) -> Comp
     shared = {problem.key for problem in ours} & {problem.key for problem in theirs}
     if not shared:
         raise ValueError(f"{first} and {second} have no problem in common, so nothing can be paired")
-    of_models = [{name: manifest["settings"][name] for name in sorted(OF_THE_MODEL)} for manifest in (one, two)]
+    others = [
+        {name: value for name, value in manifest["settings"].items() if name in OF_THE_MODEL | OF_THE_MACHINE}
+        for manifest in (one, two)
+    ]
     left = max(len(ours), len(theirs)) - len(shared)
     return Comparison(
         benchmark=one["settings"]["benchmark"],
@@ -60,7 +63,7 @@ def compare(first: Path, second: Path, *, allow_different: bool = False) -> Comp
         problems=len(shared),
         notes=(
             *different,
-            *(note for note in differences(*of_models) if not note.startswith(("weights_sha256", "chat_template"))),
+            *(note for note in differences(*others) if not note.startswith(("weights_sha256", "chat_template"))),
             *([f"{left} problems are in one of the two only and left out"] if left else []),
         ),
     )
