@@ -124,7 +124,9 @@ def test_summary_by_hand():
     assert summary["outcomes"] == {"correct": 2, "wrong": 1, "unparsed": 0, "timeout": 1, "error": 0}
     assert summary["token_quantiles"] == {"p10": 10, "p50": 20, "p90": 30, "p99": 30, "max": 30}
     low, high = figures["avg@2"]["low"], figures["avg@2"]["high"]
-    assert (low, high) == pytest.approx((0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25), rel=1e-3)  # t(1) s / sqrt(2)
+    # t(1) s / sqrt(2) = 12.7062 * .25, over .75 * .25 on the logit scale, about ln 3.
+    half = 12.7062 * 0.25 / 0.1875
+    assert (low, 1 - high) == pytest.approx((1 / (1 + math.exp(half) / 3), 1 / (1 + 3 * math.exp(half))), rel=1e-3)
 
 
 def test_a_figure_that_is_zero_everywhere_is_not_certain():
@@ -154,6 +156,16 @@ def test_paired_differences_pair_by_problem_not_by_place():
     assert (found["first"], found["second"], found["problems"]) == pytest.approx((1 / 3, 2 / 3, 3))
     assert found["difference_estimate"] == pytest.approx(1 / 3)
     assert found["difference_high"] == pytest.approx(1 / 3 + 4.30265 / 3, rel=1e-5)
+
+
+def test_results_that_never_differ_are_not_certain_to_be_equal():
+    """Five problems: at most 1 - .025^(1/5) = .5218 of all may differ. Tokens have no such bound."""
+    same = [problem(row, RIGHT) for row in range(5)]
+    found = paired_differences(same, same)
+    assert (found["avg@1"]["difference_low"], found["avg@1"]["difference_high"]) == pytest.approx(
+        (-0.5218, 0.5218), abs=1e-4
+    )
+    assert found["tokens"]["difference_high"] == 0
 
 
 def test_keys_tell_equal_problems_apart_by_their_order():

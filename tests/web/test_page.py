@@ -33,7 +33,7 @@ def test_tables_show_the_numbers_of_the_files(page_of_runs):
     page = page_of_runs
     assert rows(page, "Runs")[0] == ["a", "pbsd", "lab/arithmetic", "0", "finished", "600", "12"]
     assert numbers(page, "before-after")[0] == [
-        "a", "50.0 [17.5, 82.5]", "75.0 [29.1, 120.9]", f"+25.0 [{MINUS}7.5, +57.5]", "4",
+        "a", "50.0 [21.4, 78.6]", "75.0 [20.6, 97.2]", f"+25.0 [{MINUS}7.5, +57.5]", "4",
     ]  # fmt: skip
     assert numbers(page, "curves")[:4] == [
         ["pbsd", "0", "0", "0", "50.0"],
@@ -78,7 +78,7 @@ def test_a_study_compares_its_methods(show, tmp_path):
     lead = drawn(page, "lead-1")
     expect(lead.locator(".ytick text")).to_have_text(["opsd"])
     lead.get_by_label("Worlds").select_option("world dense")
-    assert numbers(page, "lead-1")[1] == ["opsd", "2.00", f"25.0 [{MINUS}7.5, 57.5]", f"+50.0 [{MINUS}22.6, +122.6]"]
+    assert numbers(page, "lead-1")[1] == ["opsd", "2.00", "25.0 [5.6, 65.3]", f"+50.0 [{MINUS}22.6, +122.6]"]
 
     metrics = drawn(page, "metrics")
     expect(metrics.locator(".legend")).to_contain_text("opsd")
@@ -126,7 +126,7 @@ def test_a_study_and_a_run_that_still_goes_on_one_page(show, tmp_path):
     assert notes[0].startswith("samples.jsonl: the last line (2) is cut off")
     assert notes[1] == "summary.json is not there yet: the run is unfinished, step 6 of 6."
     drawn(page, "before-after")
-    assert numbers(page, "before-after") == [["run", "50.0 [17.5, 82.5]", "\N{EN DASH}", "\N{EN DASH}", "4"]]
+    assert numbers(page, "before-after") == [["run", "50.0 [21.4, 78.6]", "\N{EN DASH}", "\N{EN DASH}", "4"]]
 
 
 # Foreign text

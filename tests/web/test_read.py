@@ -24,8 +24,8 @@ def test_intervals_are_those_derived_by_hand(tmp_path):
     before, after = run.before.accuracy("sampled"), run.after.accuracy("sampled")
     gain = difference(run.before, run.after, "sampled")
     assert (before.estimate, after.estimate, gain.estimate) == (0.5, 0.75, 0.25)
-    assert before.high - before.estimate == pytest.approx(0.3248, abs=1e-4)
-    assert after.high - after.estimate == pytest.approx(0.4594, abs=1e-4)
+    assert (before.low, before.high) == pytest.approx((0.2143, 0.7857), abs=1e-4)
+    assert (after.low, after.high) == pytest.approx((0.2056, 0.9720), abs=1e-4)
     assert gain.estimate - gain.low == pytest.approx(0.3248, abs=1e-4)
 
 
@@ -209,18 +209,27 @@ def test_a_band_is_the_range_over_seeds():
 
 def test_final_accuracy_of_seeds_counts_their_spread():
     """All problems 1 under one seed and .5 under the other: problem means do not differ, seed means do, by .25 from
-    their mean. Half width: t(.975, 1) sqrt(2 * .25^2 / 2) = 12.706 * .25."""
+    their mean. Half width: t(.975, 1) sqrt(2 * .25^2 / 2) = 12.706 * .25, over .75 * .25 on the logit scale."""
     seeds = [trial([], name, dict.fromkeys("abcd", value).items()) for name, value in (("0", 1.0), ("1", 0.5))]
     value = final_accuracy(seeds)
-    assert value.estimate == 0.75 and value.high - value.estimate == pytest.approx(12.706 * 0.25, rel=1e-4)
+    half = 12.7062 * 0.25 / 0.1875
+    assert value.estimate == 0.75
+    assert 1 - value.high == pytest.approx(1 / (1 + 3 * math.exp(half)), rel=1e-3)
+
+
+def test_seeds_that_solve_nothing_are_not_certain():
+    """Four problems that both seeds fail: 1 - .025^(1/4), as with one seed."""
+    seeds = [trial([], name, dict.fromkeys("abcd", 0.0).items()) for name in "01"]
+    assert (final_accuracy(seeds).low, final_accuracy(seeds).high) == (0, pytest.approx(0.60236, abs=1e-5))
 
 
 def test_final_accuracy_on_different_problems_is_over_problems():
-    """Problem means over the seeds that have them .5, 1 and 1: mean 2.5 / 3, deviation .2887, t(.975, 2) = 4.3027."""
+    """Problem means over the seeds that have them .5, 1 and 1: mean 2.5 / 3, deviation .2887, t(.975, 2) = 4.3027: half
+    width .71713, on the logit scale over 5/36, about ln 5."""
     seeds = [trial([], "0", {"a": 1.0, "b": 1.0}.items()), trial([], "1", {"a": 0.0, "c": 1.0, "d": math.nan}.items())]
     value = final_accuracy(seeds)
     assert value.estimate == pytest.approx(2.5 / 3)
-    assert value.high - value.estimate == pytest.approx(4.3027 * 0.28868 / math.sqrt(3), rel=1e-4)
+    assert value.low == pytest.approx(1 / (1 + math.exp(0.71713 * 36 / 5) / 5), rel=1e-3)
 
 
 def test_a_study_is_read_by_method_cell_and_seed(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from scipy import stats
 
 from pbsd.diagnostics.text import hedging_rate, leaks
-from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
+from pbsd.evaluate.intervals import Interval, clustered_interval, difference_interval, share_interval
 from pbsd.evaluation.records import ProblemRecord, SampleRecord
 from pbsd.rewards.grade import OUTCOMES
 
@@ -167,7 +167,8 @@ def paired_differences(first: Sequence[ProblemRecord], second: Sequence[ProblemR
     for name in (name for name in ours if name in theirs):
         value = ours[name]
         pairs = [(a, b) for p, q in shared if not (math.isnan(a := value(p)) or math.isnan(b := value(q)))]
-        difference = clustered_interval([b - a for a, b in pairs])
+        differences = [b - a for a, b in pairs]
+        difference = difference_interval(differences) if name.startswith(SHARES) else clustered_interval(differences)
         result[name] = {
             "first": _mean([a for a, _ in pairs]),
             "second": _mean([b for _, b in pairs]),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbsd.compare.statistics import CellValues, crossed_interval
-from pbsd.evaluate.intervals import Interval, share_interval
+from pbsd.evaluate.intervals import Interval, logit_interval, share_interval
 from pbsd.report.files import number
 from pbsd.report.runs import Run
 
@@ -70,13 +70,15 @@ class Trial:
 def final_accuracy(trials: Sequence[Trial]) -> Interval:
     """95% interval of the mean of the trials' final accuracy.
 
-    Several seeds tested on the same problems: over problems and seeds, which are crossed. Otherwise over problems, each
-    one's value its mean over the seeds that have it.
+    Several seeds tested on the same problems: over problems and seeds, which are crossed. Otherwise, or where their
+    values do not scatter, over problems, each one's value its mean over the seeds that have it.
     """
     known = [{name: value for name, value in trial.final.items() if not math.isnan(value)} for trial in trials]
     if len(known) > 1 and len({frozenset(problems) for problems in known}) == 1:
         values_SP = np.array([[problems[name] for name in known[0]] for problems in known])
-        return crossed_interval([CellValues("", values_SP)])
+        crossed = crossed_interval([CellValues("", values_SP)])
+        if crossed.low != crossed.high:
+            return logit_interval(crossed)
     problems: dict[str, list[float]] = {}
     for own in known:
         for name, value in own.items():
