@@ -23,7 +23,7 @@ HOSTILE = (
     "]]>'\"`${window.hacked=1}",
     "<a href='javascript:window.hacked=1'>click</a>",
     "<a href='https://evil.example/'>click</a>",
-    "abc\u202edef\u2066ghi\x00\ud800",
+    "abc\u202edef\u2066ghi\x00\ud800\u00ad\u3164\ufe0f\U000e01ef",
 )
 
 
@@ -147,7 +147,7 @@ def test_hostile_samples_are_inert_and_readable(explore, tmp_path):
     ]
     page = explore(write_run(tmp_path / "run", samples=samples))
     shown = [card.locator(".chosen pre").inner_text() for card in page.get_by_role("article").all()]
-    assert shown == [*HOSTILE[:-1], "abc⟨U+202E⟩def⟨U+2066⟩ghi⟨U+0000⟩⟨U+D800⟩"]
+    assert shown == [*HOSTILE[:-1], "abc⟨U+202E⟩def⟨U+2066⟩ghi⟨U+0000⟩⟨U+D800⟩⟨U+00AD⟩⟨U+3164⟩⟨U+FE0F⟩⟨U+E01EF⟩"]
     assert page.locator("pre").first.evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
     opened(page)
 

@@ -270,6 +270,9 @@ def test_a_json_block_cannot_end_its_element_and_says_the_same(text):
 
 def test_invisible_and_reordering_characters_are_written_out():
     assert visible("a\u202eb\u2066\x00\ud800\U000e0041") == "a⟨U+202E⟩b⟨U+2066⟩⟨U+0000⟩⟨U+D800⟩⟨U+E0041⟩"
+    hidden = (0xAD, 0x34F, 0x115F, 0x1160, 0x180B, 0x180D, 0x2800, 0x3164, 0xFE00, 0xFE0F, 0xFFA0, 0xE0100, 0xE01EF)
+    assert visible("".join(map(chr, hidden))) == "".join(f"⟨U+{code:04X}⟩" for code in hidden)
+    assert visible("❤\ufe0f") == "❤⟨U+FE0F⟩"  # the heart is seen
     assert visible("tab\tline\n👩\u200d🔬 فارسی") == "tab\tline\n👩\u200d🔬 فارسی"
 
 

@@ -6,6 +6,7 @@
   const PAGE = 10;
   const CUT = 2000; // characters of a text, and
   const CUT_TOKENS = 400; // coloured tokens, that are shown before a button asks for the rest
+  const CUT_CELL = 100; // characters of a token in the table
   const at = (id) => document.getElementById(`explorer-${id}`);
   const [run, search, order, list, status, page] = ["run", "search", "order", "list", "status", "page"].map(at);
   const flags = [...form.querySelectorAll("[name=flag]")];
@@ -117,24 +118,44 @@
       ...(given.pieces ? tokens(given) : passage(given.text)));
   }
 
+  /** The first `size` characters of a text, or one less where that would halve a surrogate pair. */
+  function head(text, size) {
+    if (text.length <= size) return text;
+    return text.slice(0, /[\ud800-\udbff]/.test(text[size - 1]) ? size - 1 : size);
+  }
+
   /** A text; a long one is cut, with a button for the rest. */
   function passage(text) {
     const pre = element("pre", { dir: "auto" });
-    const end = /[\ud800-\udbff]/.test(text[CUT - 1] ?? "") ? CUT - 1 : CUT; // not within a surrogate pair
     return opening(pre, text.length > CUT, count(text.length, "characters"),
-      (whole) => pre.replaceChildren(visible(whole ? text : text.slice(0, end))));
+      (whole) => pre.replaceChildren(visible(whole ? text : head(text, CUT))));
+  }
+
+  /** The first tokens, as many as are shown at once; one of them may be a long text. */
+  function firstPieces(pieces) {
+    const kept = [];
+    let room = CUT;
+    for (const piece of pieces.slice(0, CUT_TOKENS)) {
+      if (room <= 0) break;
+      kept.push(head(piece, room));
+      room -= piece.length;
+    }
+    return kept;
   }
 
   function tokens({ pieces, ratios }) {
     const pre = element("pre", { dir: "auto" });
     const span = (text, place) =>
       element("span", { class: `token ${level(ratios[place])}`, title: `log-ratio ${figure(ratios[place])}` }, visible(text));
-    const rows = () => pieces.map((text, place) => [String(place + 1), JSON.stringify(text), figure(ratios[place])]);
+    const cell = (text) => JSON.stringify(head(text, CUT_CELL)) + (text.length > CUT_CELL ? "…" : "");
+    const rows = () => pieces.map((text, place) => [String(place + 1), cell(text), figure(ratios[place])]);
+    const characters = pieces.reduce((sum, text) => sum + text.length, 0);
     const numbers = element("details", {}, element("summary", {}, "Tokens as a table"));
     numbers.addEventListener("toggle", () => numbers.append(
       table({ caption: "Log-ratio by token", columns: ["place", "token", "log-ratio"], rows: rows() })), { once: true });
-    return [...opening(pre, pieces.length > CUT_TOKENS, count(pieces.length, "tokens"),
-      (whole) => pre.replaceChildren(...(whole ? pieces : pieces.slice(0, CUT_TOKENS)).map(span))), numbers];
+    return [...opening(pre, pieces.length > CUT_TOKENS || characters > CUT,
+      `${count(pieces.length, "tokens")}, ${count(characters, "characters")}`,
+      (whole) => pre.replaceChildren(...(whole ? pieces : firstPieces(pieces)).map(span))), numbers];
   }
 
   function level(ratio) {
