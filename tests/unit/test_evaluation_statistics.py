@@ -14,11 +14,11 @@ from pbsd.evaluation.statistics import (
     majority,
     paired_differences,
     pass_at_k,
-    quantile,
     ratio_difference,
     ratio_interval,
     summarize,
 )
+from pbsd.records import quantile
 
 
 def sample(outcome="wrong", answer="0", tokens=10, finished=True, text="x"):
@@ -133,9 +133,11 @@ def test_ratio_interval_without_a_right_answer_is_undefined():
     assert math.isnan(ratio_interval([5, 6], [0, 0]).estimate)
 
 
-def test_quantile_is_the_smallest_value_that_covers_the_share():
-    ordered = [1, 2, 3, 4]
-    assert [quantile(ordered, share) for share in (0.1, 0.25, 0.5, 0.51, 0.99, 1.0)] == [1, 1, 2, 3, 4, 4]
+def test_quantile_is_the_nearest_of_the_values():
+    """Of the places 0 to 3 these shares are .3, .75, 1.5 (even: 2), 1.2, 2.97 and 3; one value is every quantile."""
+    shares = (0.1, 0.25, 0.5, 0.4, 0.99, 1.0)
+    assert [quantile([1, 2, 3, 4], share) for share in shares] == [1, 2, 3, 2, 4, 4]
+    assert quantile([7], 0.9) == 7
 
 
 def test_summary_by_hand():

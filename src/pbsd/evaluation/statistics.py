@@ -14,6 +14,7 @@ from typing import Any
 from pbsd.diagnostics.text import hedging_rate, leaks
 from pbsd.evaluate.intervals import Interval, clustered_interval, difference_interval, share_interval
 from pbsd.evaluation.records import ProblemRecord, SampleRecord
+from pbsd.records import quantile
 from pbsd.rewards.grade import OUTCOMES
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -144,11 +145,6 @@ def figures(n: int) -> dict[str, Callable[[ProblemRecord], float]]:
         "hedging": _hedging,
         "leakage": lambda problem: _share(problem, lambda sample: leaks(sample.text)),
     }
-
-
-def quantile(ordered: Sequence[int], share: float) -> int:
-    """The smallest value that at least `share` of the sorted values do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def summarize(problems: Sequence[ProblemRecord]) -> dict[str, Any]:

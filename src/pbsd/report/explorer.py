@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pbsd.diagnostics.text import leaks
+from pbsd.pairs import SATURATED_MARGIN
 from pbsd.report.files import Record, number, text
 from pbsd.report.runs import Run
 
-SATURATED = 4.0
-"""|margin| beyond which sigmoid'(margin) is below 0.018: the same bound as the metric pairs/saturated."""
 LONGEST_SHARE = 0.05
 FLAGS = {
     "flipped": ("Reward flipped", "turned round because of its rewards, or rewarded more for y⁻ than for y⁺"),
     "leaking": ("Leaking", "a completion cites the context that only the teacher sees"),
-    "saturated": ("Saturated", f"|margin| above {SATURATED:g}: almost no gradient left"),
+    "saturated": ("Saturated", f"|margin| above {SATURATED_MARGIN:g}: almost no gradient left"),
     "longest": ("Longest", f"the {LONGEST_SHARE:.0%} with the longest completion"),
 }
 
@@ -138,6 +137,6 @@ def _flags(record: Record, shown: Record, phrases: Sequence[str]) -> list[str]:
     flags = {
         "flipped": bool(record.get("swapped")) or against,
         "leaking": any(leaks(side["text"], phrases) for side in sides),
-        "saturated": abs(shown.get("margin", 0.0)) > SATURATED,
+        "saturated": abs(shown.get("margin", 0.0)) > SATURATED_MARGIN,
     }
     return [name for name, raised in flags.items() if raised]

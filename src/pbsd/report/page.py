@@ -72,10 +72,7 @@ def render(title: str, sections: Sequence[Section], explorers: Mapping[str, Expl
         never_styled=_STYLE_GUARD.findall(plotly.text),
         sections=sections,
         plots=json_block({"charts": plots, "escaped": ESCAPED}),
-        explorers=[
-            {"name": name, "block": json_block(asdict(found)), "noun": "pairs" if found.paired else "samples"}
-            for name, found in explorers.items()
-        ],
+        explorers=[{"name": name, "block": json_block(asdict(found))} for name, found in explorers.items()],
         flags=FLAGS,
         only_samples=not any(found.paired for found in explorers.values()),
     )

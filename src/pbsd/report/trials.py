@@ -103,13 +103,17 @@ class Spread(NamedTuple):
     high: float
     seeds: int
 
+    @classmethod
+    def of(cls, x: float, values: Sequence[float]) -> Spread:
+        return cls(x, math.fsum(values) / len(values), min(values), max(values), len(values))
+
 
 def band(trials: Sequence[Trial], axis: str) -> list[Spread]:
     """Accuracy over `step` or `tokens`."""
-    return spreads([[(getattr(point, axis), point.accuracy) for point in trial.points] for trial in trials])
+    return spreads_by_place([[(getattr(point, axis), point.accuracy) for point in trial.points] for trial in trials])
 
 
-def spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+def spreads_by_place(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
     """The k-th points (x, value) of the seeds' curves belong together; their x is averaged."""
     found = []
     for place in range(max(map(len, curves), default=0)):
@@ -117,8 +121,17 @@ def spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
         values = [value for _, value in here if not math.isnan(value)]
         if values:
             x = math.fsum(x for x, _ in here) / len(here)
-            found.append(Spread(x, math.fsum(values) / len(values), min(values), max(values), len(values)))
+            found.append(Spread.of(x, values))
     return found
+
+
+def spreads_by_step(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+    """The points (step, value) of the seeds' curves at one step belong together."""
+    steps: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            steps.setdefault(step, []).append(value)
+    return [Spread.of(step, values) for step, values in sorted(steps.items())]
 
 
 def generates(trials: Iterable[Trial]) -> bool:
