@@ -7,6 +7,7 @@ import math
 import pytest
 
 from pbsd.report.commands import report
+from pbsd.report.commands import run as run_report
 from pbsd.report.elements import short, visible
 from pbsd.report.explorer import explorer
 from pbsd.report.files import read_lines, read_text
@@ -163,6 +164,41 @@ def test_more_pairs_than_the_limit_are_thinned_evenly(tmp_path, total, limit, ke
     assert max(later - earlier for earlier, later in zip(steps, [*steps[1:], total + 1], strict=True)) <= math.ceil(
         total / limit
     )
+
+
+def test_pairs_are_thinned_to_fit_the_bytes(tmp_path):
+    """Twenty pairs hold 1000 two-byte letters each: 2000 bytes, their prompts and contexts (20 each) and short texts
+    besides. 20,500 bytes hold nine of them; one pair is kept even where it is too large."""
+    run = read_run(write_run(tmp_path / "run", samples=[pair(n, n, chosen="é" * 1000) for n in range(20)]), "run")
+    whole, found, one = (explorer(run, 100, max_bytes) for max_bytes in (10**6, 20_500, 10))
+    assert (len(whole.records), whole.more) == (20, "--max_pairs") and whole.size > 40_000
+    assert (len(found.records), found.total, found.more) == (9, 20, "--max_megabytes") and found.size <= 20_500
+    assert [record["step"] for record in found.records] == [n * 20 // 9 for n in range(9)]
+    assert len(one.records) == 1
+
+
+def test_the_runs_of_a_page_share_its_bytes(tmp_path):
+    """Each of the two holds about 2,000 bytes."""
+    runs = [write_run(tmp_path / name, samples=[pair(n, chosen="x" * 900) for n in (1, 2)]) for name in "ab"]
+    assert report(runs, max_bytes=5000).count('"more":"--max_megabytes"') == 0
+    assert report(runs, max_bytes=3000).count('"more":"--max_megabytes"') == 2
+
+
+@pytest.mark.parametrize("option", ["--max_pairs", "--max_megabytes"])
+def test_a_page_holds_one_pair_at_least(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_report([str(write_run(tmp_path / "run")), option, "0"])
+    assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_tokens_are_stored_once(tmp_path):
+    """As lengths in UTF-16 units, and what the text lacks: the stop token; all after a character of several tokens."""
+    record = pair(chosen="go 👩!", rejected="é.")
+    record["chosen"] |= {"token_texts": ["go", " 👩", "!", "</s>"], "token_log_ratios": [0.0004, -1.25, None, 40]}
+    record["rejected"] |= {"token_texts": ["\ufffd", "\ufffd", "."], "token_log_ratios": [1, 2, 3]}
+    sides = explorer(read_run(write_run(tmp_path / "run", samples=[record]), "run"), 1).records[0]["sides"]
+    packed = [[side[key] for key in ("lengths", "rest", "ratios")] for side in sides]
+    assert packed == [["2,3,1,4", "</s>", "0,-1250,,40000"], ["1,1,1", "\ufffd\ufffd.", "1000,2000,3000"]]
 
 
 def test_a_text_that_many_pairs_share_is_stored_once(tmp_path):

@@ -72,7 +72,9 @@ def render(title: str, sections: Sequence[Section], explorers: Mapping[str, Expl
         never_styled=_STYLE_GUARD.findall(plotly.text),
         sections=sections,
         plots=json_block({"charts": plots, "escaped": ESCAPED}),
-        explorers=[{"name": name, "block": json_block(asdict(found))} for name, found in explorers.items()],
+        explorers=[
+            {"name": name, "block": "\n".join(map(json_block, found.lines))} for name, found in explorers.items()
+        ],
         flags=FLAGS,
         only_samples=not any(found.paired for found in explorers.values()),
     )

@@ -20,17 +20,19 @@
 
   function load(index) {
     if (!loaded.has(index)) {
-      const block = JSON.parse(document.getElementById(`pairs-${index}`).textContent);
-      loaded.set(index, { ...block, noun: block.paired ? "pairs" : "samples", haystacks: null });
+      const [first, ...lines] = document.getElementById(`pairs-${index}`).textContent.split("\n");
+      const block = JSON.parse(first);
+      loaded.set(index, { ...block, noun: block.paired ? "pairs" : "samples", haystacks: null,
+        texts: lines.slice(0, block.texts), records: lines.slice(block.texts) }); // JSON, parsed when it is shown
     }
     data = loaded.get(index);
     for (const flag of flags) {
-      const n = data.records.filter((record) => record.flags.includes(flag.value)).length;
+      const n = data.flags.filter((raised) => raised.includes(flag.value)).length;
       form.querySelector(`[data-count=${flag.value}]`).textContent = number.format(n);
     }
     at("share").textContent = data.records.length < data.total
       ? `The page holds ${number.format(data.records.length)} of the run's ${count(data.total, data.noun)}, evenly spaced `
-        + "over training; filters, counts and search see only these. --max_pairs takes more." : "";
+        + `over training; filters, counts and search see only these. ${data.more} takes more.` : "";
     at("tokens").replaceChildren(...(data.has_token_ratios ? legend()
       : ["This run's samples carry no log-ratio by token, so texts are not coloured."]));
   }
@@ -43,24 +45,26 @@
 
   // What is shown
 
-  function haystack(record) {
-    const texts = [record.prompt, record.context, record.teacher_prompt]
-      .filter((place) => place !== null).flatMap((place) => data.texts[place].map(([, text]) => text));
-    return [...texts, ...record.sides.map((side) => side.text)].join("\n").toLowerCase();
+  function haystacks() {
+    const texts = data.texts.map((line) => JSON.parse(line).map(([, text]) => text).join("\n"));
+    return data.records.map((line) => {
+      const record = JSON.parse(line);
+      const places = [record.prompt, record.context, record.teacher_prompt].filter((place) => place !== null);
+      return [...places.map((place) => texts[place]), ...record.sides.map((side) => side.text)].join("\n").toLowerCase();
+    });
   }
 
   function select() {
     clearTimeout(waiting);
     const wanted = flags.filter((flag) => flag.checked).map((flag) => flag.value);
     const query = search.value.trim().toLowerCase();
-    if (query) data.haystacks ??= data.records.map(haystack);
+    if (query) data.haystacks ??= haystacks();
     found = [...data.records.keys()].filter((place) =>
-      wanted.every((flag) => data.records[place].flags.includes(flag)) && (!query || data.haystacks[place].includes(query)));
-    const longest = (record) => Math.max(...record.sides.map((side) => side.tokens ?? 0));
-    const keys = { longest: (record) => -longest(record), margin: (record) => record.margin ?? Infinity,
-      "margin-down": (record) => -(record.margin ?? -Infinity) };
+      wanted.every((flag) => data.flags[place].includes(flag)) && (!query || data.haystacks[place].includes(query)));
+    const keys = { longest: (place) => -(data.longest[place] ?? 0), margin: (place) => data.margins[place] ?? Infinity,
+      "margin-down": (place) => -(data.margins[place] ?? -Infinity) };
     const key = keys[order.value];
-    if (key) found.sort((one, other) => key(data.records[one]) - key(data.records[other]) || one - other);
+    if (key) found.sort((one, other) => key(one) - key(other) || one - other);
     show(0);
   }
 
@@ -84,7 +88,7 @@
   // A pair
 
   function card(place) {
-    const record = data.records[place], id = `pair-${place}`;
+    const record = JSON.parse(data.records[place]), id = `pair-${place}`;
     const chips = record.flags.map((flag) => element("li", { class: `chip ${flag}` },
       form.querySelector(`[value=${flag}]`).parentElement.firstChild.nextSibling.textContent.trim()));
     const figures = ["margin", "label", "advantage", "loss"].filter((key) => key in record)
@@ -103,7 +107,7 @@
 
   function block(title, place) {
     const parts = place === null ? [element("p", { class: "caption" }, "none")]
-      : data.texts[place].flatMap(([role, text]) =>
+      : JSON.parse(data.texts[place]).flatMap(([role, text]) =>
         [role === null ? null : element("p", { class: "role" }, visible(role)), ...passage(text)]);
     return element("div", { class: "block" }, element("h4", {}, title), ...parts);
   }
@@ -115,7 +119,7 @@
       given.finished === false && "cut at the length limit"].filter(Boolean);
     return element("div", { class: `block ${given.name}` }, element("h4", {}, titles[given.name]),
       element("p", { class: "facts" }, facts.join(" · ")),
-      ...(given.pieces ? tokens(given) : passage(given.text)));
+      ...(given.ratios === undefined ? passage(given.text) : tokens(unpacked(given))));
   }
 
   /** The first `size` characters of a text, or one less where that would halve a surrogate pair. */
@@ -129,6 +133,16 @@
     const pre = element("pre", { dir: "auto" });
     return opening(pre, text.length > CUT, count(text.length, "characters"),
       (whole) => pre.replaceChildren(visible(whole ? text : head(text, CUT))));
+  }
+
+  /** A side's tokens and their log-ratios, from their lengths and from thousandths (none: not known). */
+  function unpacked({ text, lengths, rest, ratios }) {
+    const sizes = lengths.split(",").map(Number);
+    const total = sizes.reduce((sum, size) => sum + size, 0);
+    const whole = text.slice(0, total - rest.length) + rest;
+    let end = 0;
+    return { pieces: sizes.map((size) => whole.slice(end, end += size)),
+      ratios: ratios.split(",").map((thousandths) => (thousandths === "" ? null : Number(thousandths) / 1000)) };
   }
 
   /** The first tokens, as many as are shown at once; one of them may be a long text. */
