@@ -116,6 +116,8 @@ def test_equal_values_bound_the_share_of_those_that_differ():
     q = 0.521824
     half = share_interval([0.5] * 5)
     assert (half.low, half.estimate, half.high) == pytest.approx((0.5 - 0.5 * q, 0.5, 0.5 + 0.5 * q), abs=1e-6)
+    third = difference_interval([1 - 2 / 3, 2 / 3 - 1 / 3])  # equal but for rounding
+    assert third.high == pytest.approx(1 / 3 + (1 - 0.025**0.5) * 2 / 3)
     zero, gain = difference_interval([0.0] * 5), difference_interval([0.5] * 5)
     assert (zero.low, zero.estimate, zero.high) == pytest.approx((-q, 0, q), abs=1e-6)
     assert (gain.low, gain.estimate, gain.high) == pytest.approx((0.5 - 1.5 * q, 0.5, 0.5 + 0.5 * q), abs=1e-6)

@@ -76,7 +76,8 @@ def logit_interval(interval: Interval) -> Interval:
 
 
 def _agree(values: Sequence[float]) -> bool:
-    return len(values) > 1 and min(values) == max(values)
+    """But for rounding: 1 - 2/3 is not 2/3 - 1/3."""
+    return len(values) > 1 and max(values) - min(values) < 1e-12
 
 
 def _unanimous(values: Sequence[float], lowest: float, confidence: float) -> Interval:

@@ -82,7 +82,7 @@ def ratio_difference(first: Sums, second: Sums, confidence: float = 0.95) -> Int
 
 def _linearized(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, list[float]]:
     """R = sum(a) / sum(b), and (a - R b) / mean(b) of each cluster, whose mean is 0 with the standard error of R
-    (Cochran, Sampling Techniques, 3rd edition 1977, section 6.3)."""
+    (Cochran, Sampling Techniques, 3rd edition, 1977, chapter 6)."""
     n, total = len(numerators), math.fsum(denominators)
     if total == 0:
         return math.nan, [math.nan] * n
@@ -198,8 +198,8 @@ def paired_differences(first: Sequence[ProblemRecord], second: Sequence[ProblemR
         means = (_mean([a for a, _ in pairs]), _mean([b for _, b in pairs]))
         result[name] = _paired(*means, difference, len(pairs))
     spent, reached = (_tokens_and_correct(problems) for problems in zip(*shared, strict=True))
-    ratios = (ratio_interval(*sums).estimate for sums in (spent, reached))
-    result["tokens_per_correct"] = _paired(*ratios, ratio_difference(spent, reached), len(shared))
+    before, after = (ratio_interval(*sums).estimate for sums in (spent, reached))
+    result["tokens_per_correct"] = _paired(before, after, ratio_difference(spent, reached), len(shared))
     return result
 
 
