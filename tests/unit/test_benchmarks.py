@@ -140,6 +140,73 @@ def test_duplicates_go_and_conflicting_answers_take_their_problem_along(tmp_path
     assert "2 rows are used; left out: " in caplog.text and "1 problems with conflicting answers" in caplog.text
 
 
+def test_the_same_answer_in_other_words_is_no_conflict(tmp_path):
+    """By the grader 1/2 is 0.5 and the two fractions are one; 1/2 and 1/3 are two answers, also behind an equal one.
+    Of 9 rows 3 problems come first, 6 are repetitions."""
+    rows = [
+        ("p", "1/2"), ("p", "0.5"), ("q", "\\frac{2}{3}"), ("q", "\\dfrac{2}{3}"), ("q", "\\dfrac{2}{3}"),
+        ("r", "1/2"), ("r", "0.5"), ("r", "1/3"), ("r", "1/2"),
+    ]  # fmt: skip
+    raw = [{"problem": problem, "solution": "w", "Answer": answer} for problem, answer in rows]
+    write_lines(tmp_path / "train.jsonl", raw)
+    found = benchmarks.load("openthoughts-math-30k", Query(local=str(tmp_path)))
+    assert [row["answer"] for row in found.rows] == ["1/2", "\\frac{2}{3}"]
+    assert found.left_out == {
+        "rows with a problem that was there before": 6,
+        "problems with conflicting answers": 1,
+    }
+
+
+OTHER_LAYOUTS = [
+    (
+        "aime24",
+        "math-ai/aime24",
+        "test",
+        {"problem": "p", "solution": "\\boxed{204}", "id": 60, "url": ""},
+        "204",
+        "60",
+    ),
+    ("aime25", "math-ai/aime25", "test", {"problem": "p", "answer": "70", "id": "0"}, "70", "0"),
+    ("aime25", "MathArena/aime_2025", "train", {"problem": "p", "answer": "70", "year": 2025}, "70", "0"),
+]
+"""Rows of other publishers; the third, yentinglin's, has the split of another table on the hub."""
+
+
+@pytest.mark.parametrize(("name", "hub_id", "split", "row", "answer", "identity"), OTHER_LAYOUTS)
+def test_other_layouts_of_the_same_problems(name, hub_id, split, row, answer, identity, tmp_path, monkeypatch):
+    write_lines(tmp_path / f"{split}.jsonl", [row])
+    for local in (tmp_path, tmp_path / f"{split}.jsonl"):
+        found = benchmarks.load(name, Query(local=str(local), split=split))
+        assert [(own["answer"], own["id"]) for own in found.rows] == [(answer, identity)]
+    assert golds_are_correct(benchmarks.find(name), found.rows)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, *_, **__: asked.append(path) or datasets.Dataset.from_list([row])
+    )
+    benchmarks.load(name, Query(split=split))
+    assert asked == [hub_id]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_toolalpaca_as_sdpo_has_it(split, tmp_path):
+    """JSON lines; the answer is a JSON string, most columns are for other tasks. A row without one is counted."""
+    calls = [{"Action": "getForecast", "Action_Input": '{"city": "Lund", "days": 3}'}]
+    row = {
+        "prompt": examples.TOOLALPACA["test"][0]["prompt"], "description": "", "idx": 4046, "dataset": "tooluse",
+        "system": None, "answer": json.dumps(calls), "tests": None, "kind": "tooluse", "elo": 1500,
+    }  # fmt: skip
+    rows = [row, {**row, "system": "Be brief."}, {**row, "answer": None}, {**row, "answer": "[{"}]
+    write_lines(tmp_path / f"{split}.json", rows)
+    found = benchmarks.load("toolalpaca", Query(local=str(tmp_path), split=split))
+    assert [message["role"] for own in found.rows for message in own["prompt"]] == ["user", "system", "user"]
+    assert found.rows[1]["prompt"][0]["content"] == "Be brief."
+    assert found.rows[0]["privileged_context"] is None
+    assert found.left_out == {"rows without a golden_answer": 1, "rows whose golden_answer is not JSON": 1}
+    benchmark = benchmarks.find("toolalpaca")
+    assert golds_are_correct(benchmark, found.rows)
+    assert grades(benchmark, found.rows[:1], ["Action: other\nAction Input: {}"]) == ["wrong"]
+
+
 def test_a_benchmark_keeps_equal_problems(tmp_path):
     write_lines(tmp_path / "test.jsonl", [examples.MATHEMATICS["gsm8k"][0]] * 2)
     assert len(benchmarks.load("gsm8k", Query(local=str(tmp_path))).rows) == 2
