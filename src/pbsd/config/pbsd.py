@@ -86,7 +86,8 @@ class PBSDConfig(TeacherSamplesConfig):
     )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
-        None, "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward."
+        None,
+        "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward.",
     )
     direct_kl_gradient: KLGradient = option(
         "exact", "direct: exact (P* is the optimum) or pathwise, the usual term, which ignores later divergence."
