@@ -1,6 +1,7 @@
 """How long a report takes to write and to load, in a headless Chromium, for a run of 10,000 pairs.
 
-    python benchmarks/report.py                      # 10,000 synthetic pairs of 200 words a side
+    python benchmarks/report.py                      # 10,000 synthetic pairs of 200 words a side, with token log-ratios
+    python benchmarks/report.py --no_token_ratios    # without them
     python benchmarks/report.py --run runs/quickstart
 
 Loading ends when the browser has fired `load` and the explorer's first pairs are in the document; `chart` is when the
@@ -25,16 +26,18 @@ from pbsd.report.commands import report
 WORDS = [f"word{number}" for number in range(500)]
 
 
-def write_run(folder: Path, pairs: int, words: int) -> Path:
-    """A run folder of synthetic pairs, 32 a step."""
+def write_run(folder: Path, pairs: int, words: int, token_ratios: bool) -> Path:
+    """A run folder of synthetic pairs, 32 a step; a word is a token."""
     rng = random.Random(0)
 
     def side(role: str) -> dict[str, Any]:
-        text = " ".join(rng.choices(WORDS, k=words))
-        return {
-            "text": text, "role": role, "reward": float(rng.random() < 0.5), "tokens": words, "finished": True,
-            "log_ratio": rng.gauss(0, 2),
+        pieces = [f" {word}" for word in rng.choices(WORDS, k=words)]
+        ratios = [round(rng.gauss(0, 0.5), 3) for _ in pieces]
+        side = {
+            "text": "".join(pieces), "role": role, "reward": float(rng.random() < 0.5), "tokens": words,
+            "finished": True, "log_ratio": sum(ratios),
         }  # fmt: skip
+        return {**side, "token_texts": pieces, "token_log_ratios": ratios} if token_ratios else side
 
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("dataset_name: synthetic\nmethod: pbsd\n")
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a run folder (default: synthetic pairs)")
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--words", type=int, default=200, help="of each synthetic completion (default 200)")
+    parser.add_argument("--no_token_ratios", dest="token_ratios", action="store_false", help="log_token_ratios: false")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -90,7 +94,7 @@ def main() -> None:
     if args.chromium is None:
         parser.error("no chromium found: install it, or name one with --chromium")
     with tempfile.TemporaryDirectory() as folder:
-        run = args.run or write_run(Path(folder) / "run", args.pairs, args.words)
+        run = args.run or write_run(Path(folder) / "run", args.pairs, args.words, args.token_ratios)
         start = time.perf_counter()
         html = report([run], max_pairs=args.pairs)
         wrote = time.perf_counter() - start

@@ -146,7 +146,7 @@ def ours(model: Any, tokenizer: Any, rows: list[dict[str, str]], options: dict[s
 
     args = PBSDConfig(
         **options, per_device_train_batch_size=2, num_generations=4, num_teacher_generations=4,
-        max_completion_length=WORKLOADS[workload]["completion"], pairing="cross", pair_policy="all", nll_coef=0.0,
+        max_completion_length=WORKLOADS[workload]["completion"], preset="published",
         teacher_prompt_template="{{ prompt }}{{ privileged_context }}",
     )  # fmt: skip
     return PBSDTrainer(model, args, rows, reward_funcs=length_reward, processing_class=tokenizer)

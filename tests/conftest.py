@@ -77,10 +77,8 @@ def config(tmp_path):
         defaults = {
             "output_dir": str(tmp_path / "run"),
             "max_steps": 2,
+            "preset": "published",
             "loss_type": "bradley_terry",
-            "pairing": "cross",
-            "pair_policy": "all",
-            "nll_coef": 0.0,
             "per_device_train_batch_size": 4,
             "max_completion_length": 6,
             "num_generations": 2,
@@ -162,9 +160,9 @@ dataset_name: {tmp_path}/data
 reward_funcs: ["pbsd.lab.arithmetic:reward"]
 output_dir: {tmp_path}/run
 max_steps: 6
+preset: published
 loss_type: bradley_terry
-pairing: cross
-pair_policy: all
+nll_coef: 1.0
 per_device_train_batch_size: 4
 max_completion_length: 6
 num_generations: 2

@@ -14,17 +14,27 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pbsd.config import DistillationConfig
 from pbsd.engine import Engine
-from pbsd.losses.divergence import coarsen, divergence_terms, renormalized, sampled_kl_student_teacher
-from pbsd.records import Batch, Ids
+from pbsd.logprobs import token_entropy
+from pbsd.losses.divergence import (
+    coarsen,
+    divergence_terms,
+    kl_teacher_student,
+    renormalized,
+    sampled_kl_student_teacher,
+)
+from pbsd.records import Batch, Ids, Metrics
 from pbsd.samples import student_rows
 from pbsd.scoring import FrozenLogits, Scores, ScoringGroup, frozen_logits, score, score_frozen
 
 
 def distill(
-    engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int], args: DistillationConfig
+    engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int], args: DistillationConfig, metrics: Metrics
 ) -> tuple[list[int], Scores, Tensor]:
     """Which rollout each row is, the student's scores, and the divergence at each token, [B, T] in nats: with gradient
-    to the student, 0 where padded."""
+    to the student, 0 where padded.
+
+    Where whole distributions meet, `metrics` gets `health/teacher_entropy` and `teacher/token_kl`, KL(T || pi): means
+    over the student's tokens, in nats, at temperature 1 and over the whole vocabulary whatever the options."""
     groups, used = student_rows(batch, indices)
     if args.distillation_mode == "sampled_token":
         scores = score(model, groups, pad_id=engine.pad_id)
@@ -32,13 +42,26 @@ def distill(
         return used, scores, sampled_kl_student_teacher(scores.logprobs_BT, teacher_BT)
     teacher = teacher_distributions(engine, batch, used)
     hidden_MD = torch.cat(teacher.hidden)
+    measured: dict[int, tuple[Tensor, Tensor]] = {}
 
     def divergence(student_CV: Tensor, part: slice) -> Tensor:
-        return token_divergence(student_CV, teacher.logits(hidden_MD[part]), args)
+        teacher_CV = teacher.logits(hidden_MD[part])
+        if part.start not in measured:  # the backward pass computes the chunk once more
+            measured[part.start] = _entropy_and_kl(student_CV, teacher_CV)
+        return token_divergence(student_CV, teacher_CV, args)
 
     scores = score(model, groups, pad_id=engine.pad_id, token_function=divergence)
     assert scores.extra_BT is not None
+    for entropy_C, kl_C in measured.values():
+        metrics.observe("health/teacher_entropy", entropy_C.tolist())
+        metrics.observe("teacher/token_kl", kl_C.tolist())
     return used, scores, scores.extra_BT
+
+
+@torch.no_grad()
+def _entropy_and_kl(student_CV: Tensor, teacher_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the teacher's distributions, and KL(T || pi), in nats, from logits; [C] each."""
+    return token_entropy(teacher_CV), kl_teacher_student(student_CV.log_softmax(-1), teacher_CV.log_softmax(-1))
 
 
 def token_divergence(student_CV: Tensor, teacher_CV: Tensor, args: DistillationConfig) -> Tensor:

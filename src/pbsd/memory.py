@@ -26,7 +26,7 @@ weights are held a second time in half precision while a pass lasts.
 The key-value cache holds 2 l k numbers for each token of l layers: every row's completion, every prompt once.
 
 Not in it: the CUDA context (about 1 GiB), fragmentation, and sharding (FSDP, ZeRO): each device holds all of the
-above. Full-vocabulary divergences (OPSD, `direct_coef`) need more logits than are counted here.
+above. Full-vocabulary divergences (OPSD, `direct_coef`) need some hundred MiB more for logits than are counted here.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from pbsd.records import Pair, Rollout
 Pairing = Literal["cross", "all"]
 PairPolicy = Literal["all", "correct", "improving", "oriented"]
 
+SATURATED_MARGIN = 4.0
+"""|margin| beyond which a pair has almost no gradient left: sigmoid'(margin) is below 0.018."""
+
 
 def make_pairs(
     rollouts: Sequence[Rollout],

@@ -136,8 +136,14 @@ class Metrics:
             if key.endswith("margin") and values:
                 ordered = sorted(values)
                 for percent in (10, 50, 90):
-                    result[f"{key}_p{percent}"] = ordered[round(percent / 100 * (len(ordered) - 1))]
+                    result[f"{key}_p{percent}"] = quantile(ordered, percent / 100)
         return result
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """By the nearest rank: of the sorted values the one at this share (0 to 1) of the way from first to last. Midway
+    between two it is that of the even place, counted from 0."""
+    return ordered[round(share * (len(ordered) - 1))]
 
 
 @dataclass(frozen=True, slots=True)

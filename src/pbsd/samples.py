@@ -13,6 +13,7 @@ from pbsd.config import TeacherSamplesConfig
 from pbsd.config.imitation import Normalization
 from pbsd.diagnostics.text import leaks
 from pbsd.engine import Engine, group_by_prompt
+from pbsd.pairs import SATURATED_MARGIN
 from pbsd.records import Batch, Metrics, Pair, Prompt, Rollout
 from pbsd.scoring import Scores, ScoringGroup, score, score_frozen
 
@@ -124,7 +125,7 @@ def observe_pair(
     """Margin, log-ratios to the teacher or the reference (`against`), lengths, and agreement with the rewards."""
     chosen, rejected = batch.rollouts[pair.chosen], batch.rollouts[pair.rejected]
     metrics.observe("pairs/margin", [margin])
-    metrics.observe("pairs/saturated", [abs(margin) > 4.0])
+    metrics.observe("pairs/saturated", [abs(margin) > SATURATED_MARGIN])
     metrics.observe(f"{against}/log_ratio_chosen", [ratios[0]])
     metrics.observe(f"{against}/log_ratio_rejected", [ratios[1]])
     metrics.count(f"pairs/{chosen.role}_over_{rejected.role}")

@@ -45,7 +45,7 @@ class Teacher:
 
     Args:
         kind: `initial`, the weights training started from; `live`, the student's current ones; `ema`, an exponential
-            moving average; `refreshed`, a hard copy from time to time; `external`, another model.
+            moving average; `refreshed`, a copy or blend from time to time; `external`, another model.
         student: the unwrapped student.
         external: the other model, for `external`.
         adapter_is_new: the student's PEFT adapter was made for this run and starts as the identity, so that switching
@@ -53,7 +53,7 @@ class Teacher:
         ema_decay: weight of the old average at each step: teacher = decay * teacher + (1 - decay) * student.
         refresh_steps: `refreshed` copies (or checks its rule) every so many steps.
         refresh_margin: `refreshed` copies only if the challenger's mean reward since the last check leads the teacher's
-            by at least this much; None copies without asking.
+            by more than this; None copies without asking.
         refresh_measure: who the challenger is.
         refresh_blend: weight of the student in the refreshed teacher; 1 copies it.
     """
@@ -153,7 +153,7 @@ class Teacher:
                 self.weights[name].lerp_(parameter.detach(), 1.0 - self.ema_decay)
         elif self.kind == "refreshed" and step % self.refresh_steps == 0:
             lead = self.quality.lead
-            if self.refresh_margin is None or (lead is not None and lead >= self.refresh_margin):
+            if self.refresh_margin is None or (lead is not None and lead > self.refresh_margin):
                 self.weights = self._refreshed()
                 self.refreshes += 1
                 logger.info(

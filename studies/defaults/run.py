@@ -61,7 +61,8 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
             per_device_train_batch_size=16, num_generations=4, num_teacher_generations=4,
             max_completion_length=40, generation_batch_size=128,
             use_cpu=True, disable_tqdm=True, teacher_prompt_template=arithmetic.TEACHER_TEMPLATE,
-            beta=BETA, learning_rate=run["learning_rate"], seed=run["seed"], **OBJECTIVES[run["objective"]],
+            preset="published", beta=BETA, learning_rate=run["learning_rate"], seed=run["seed"],
+            **OBJECTIVES[run["objective"]],
         )  # fmt: skip
         trainer = PBSDTrainer(
             "lab/arithmetic-0.2m", args, arithmetic.rows("train", 4000), arithmetic.rows("validation", 200),

@@ -4,7 +4,8 @@ Both judge the same calls: the checker as Python objects, ours as the Python tex
 argument is tried, and every row is mutated in every way that `mutations_of_value` and `mutations_of_calls` list (about
 98,000 pairs of verdicts; nothing is sampled). `EXCEPTIONS` is all that the two disagree on.
 
-BFCL's decoder is not compared: it evaluates arithmetic and takes bare names for strings; ours reads literals only.
+BFCL's decoder is compared only on whether a text is a call where none is wanted: it evaluates arithmetic and takes bare
+names for strings; ours reads literals only.
 `make setup` installs `bfcl-eval` without its dependencies.
 """
 
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import bfcl_eval
 import pytest
-from bfcl_eval.constants.enums import Language
+from bfcl_eval.constants.enums import Language, ReturnFormat
 
 from pbsd.rewards.tools import grade
 
@@ -103,6 +104,22 @@ EXCEPTIONS = {
 }
 
 
+DECODING_EXCEPTIONS = {
+    "f(a=1)\ng(b=2)": "one call a line",
+    "```python\nf(a=1)\n```": "a call in a code fence",
+    "```\nf(a=1)\n```\nor\n```\nf(a=2)\n```": "a call in each of two code fences",
+    '{"name": "f", "arguments": {"a": 1}}': "a JSON call",
+    '{"name": "f", "arguments": {"a": 1, "a": 2}}': "a JSON call with a repeated key",
+    '[{"name": "f", "argu': "a JSON call that is cut off",
+    '<tool_call>{"name": "f"}</tool_call>': "a tag",
+    "Action: f\nAction Input: {}": "an Action line",
+    "f(a=b c)": "a call that is no Python",
+    "[f(a=1": "a call that is cut off: BFCL adds the bracket of the list, but no parenthesis",
+    "x = f(a=1)": "a call whose result is kept",
+}
+"""What BFCL's decoder cannot read, so that it counts as no call there, and is a call here; never the other way."""
+
+
 def load_checker():
     """BFCL's checker from its file, without its import of `model_config`, which pulls in a client for every vendor.
 
@@ -119,6 +136,28 @@ def load_checker():
 
 
 ast_checker = load_checker()
+
+
+def load_decoder():
+    """BFCL's decoder from its file, without its imports, of which it needs none; every language but Python goes too."""
+    tree = ast.parse((BFCL / "model_handler/utils.py").read_text("utf-8"))
+    wanted = {"default_decode_ast_prompting", "ast_parse", "resolve_ast_call", "resolve_ast_by_type"}
+    tree.body = [node for node in tree.body if getattr(node, "name", "") in wanted]
+    module = ModuleType("decoder")
+    vars(module).update(ast=ast, ReturnFormat=ReturnFormat)
+    exec(compile(tree, "decoder", "exec"), vars(module))
+    return module.default_decode_ast_prompting
+
+
+decode = load_decoder()
+
+
+def bfcl_sees_a_call(text):
+    """`eval_runner`'s rule for irrelevance: the text decodes, and not to an empty list."""
+    try:
+        return bool(decode(text))
+    except Exception:
+        return False
 
 
 class Row(NamedTuple):
@@ -314,3 +353,40 @@ def test_where_no_function_fits_an_answer_without_a_call_is_right(category, size
             for text in ("None of the functions can answer this.", "", f"{name}(a=1)", f"[{name}(), {name}()]")
         ]
         assert outcomes == ["correct", "correct", "wrong", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_call"),
+    [
+        ("f(a=1)", True),
+        ("[f(a=1), g()]", True),
+        ("f(1)", True),
+        ("f(*a)", True),
+        ("print(f(a=1))", True),
+        ("f(a=x)", True),
+        ("f(a=g(b=1))", True),
+        ("f()(a=1)", True),
+        ("x[0](a=1)", True),
+        ("[f(1)", True),
+        ("f(1)]", True),
+        ("`f(a=1)`", True),
+        ("```f(a=1)```", True),
+        ("```f(a=1)\n```", True),
+        ("```\nf(a=1)\n```", True),
+        ("Sorry (none)", True),  # Python does not mind the blank
+        ("", False),
+        ("[]", False),
+        ("None", False),
+        ("{}", False),
+        ('{"answer": 5}', False),
+        ("None of the functions fits.", False),
+        ("Function(s) are not available.", False),
+        ("You could call f(a=1), but a is not known.", False),
+        ("Let me see:\nf(a=1)", False),
+        ("f(x) = 5", False),
+        *((text, False) for text in DECODING_EXCEPTIONS),
+    ],
+)
+def test_a_text_that_bfcl_decodes_as_a_call_is_not_correct_where_none_is_wanted(text, is_call):
+    assert bfcl_sees_a_call(text) == is_call
+    assert (grade(text, []).outcome != "correct") == (is_call or text in DECODING_EXCEPTIONS)

@@ -41,6 +41,15 @@ def test_the_teacher_writes_where_the_student_fails(make_trainer):
     trainer.train()
 
 
+def test_a_teacher_that_hands_nothing_over_writes_one(make_trainer):
+    """Every sample fails, so at a handover of 1 the teacher would write all five; at 0 it writes one of them."""
+    trainer = make_trainer(
+        rewards=grader(), num_generations=5, num_teacher_generations=3, adaptive_generations=True, pairing="all"
+    )
+    trainer.method.handover.observe({"student": [0.5], "teacher": [0.5], "both": [0.5]})
+    assert counts(trainer)[0] == [{"student": 7, "teacher": 1}] * 4
+
+
 def test_the_same_step_gives_the_same_samples(make_trainer):
     trainer = make_trainer(num_generations=3, num_teacher_generations=2, adaptive_generations=True, pairing="all")
     first, again, later = (counts(trainer, step)[1].rollouts for step in (0, 0, 1))

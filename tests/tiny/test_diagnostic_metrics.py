@@ -10,10 +10,14 @@ from pbsd.diagnostics.text import context_overlap, hedging_rate
 from pbsd.methods import METHODS
 
 
+@torch.no_grad()
+def token_logprobs(model, prompt, completion):
+    """Of the whole vocabulary at every token of the completion, [T, V]."""
+    return model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
 def logprob(model, prompt, completion):
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
-    return sum(logits[len(prompt) - 1 + t, token].item() for t, token in enumerate(completion))
+    return token_logprobs(model, prompt, completion).gather(-1, torch.tensor(completion)[:, None]).sum().item()
 
 
 def step_metrics(trainer):
@@ -25,7 +29,7 @@ def step_metrics(trainer):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_logs_what_it_has(make_method, method):
-    options = {"rft": {"rft_source": "both"}}.get(method, {})
+    options = {"rft": {"rft_source": "both"}, "sdpo": {"distillation_mode": "full_logits"}}.get(method, {})
     trainer = make_method(method, max_steps=1, **options)
     trainer.train()
     (logs,) = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -39,9 +43,10 @@ def test_every_method_logs_what_it_has(make_method, method):
     if method in ("pbsd", "online_dpo"):
         names = ("margin", "margin_p50", "saturated", "reward_chosen", "reward_rejected", "length_gap", "style_gap")
         expected |= {f"pairs/{name}" for name in names}
-    absent = {key for key in logs if key.startswith("health/teacher")} if method not in ("pbsd", "rft") else set()
+    if method in ("opsd", "sdft", "sdpo"):
+        expected |= {"health/teacher_entropy", "teacher/token_kl"}
     assert expected <= logs.keys()
-    assert not absent
+    assert {key for key in logs if key.startswith("health/teacher")} <= expected
     assert ("pairs/style_gap" in logs) == (method in ("pbsd", "online_dpo"))
 
 
@@ -82,6 +87,28 @@ def test_kl_from_the_teacher_s_samples(make_trainer):
             ratios.append(under_teacher - logprob(trainer.model, prompt.student_ids, rollout.completion_ids))
     assert len(ratios) == 8
     assert metrics.summary()["teacher/kl_teacher_student"] == pytest.approx(fmean(ratios), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["full_logits", "topk_logits"])
+def test_the_teacher_at_the_student_s_tokens_by_definition(make_method, mode):
+    """Entropy and KL(T || pi) over the whole vocabulary, whatever the loss compares."""
+    trainer = make_method("sdft", distillation_mode=mode, distillation_topk=5)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(2.0)
+    batch, metrics = step_metrics(trainer)
+    entropies, divergences = [], []
+    for rollout in batch.rollouts:
+        prompt = batch.prompts[rollout.prompt]
+        with trainer.method.teacher.acting() as teacher:
+            own = token_logprobs(teacher, prompt.teacher_ids, rollout.completion_ids)
+        student = token_logprobs(trainer.model, prompt.student_ids, rollout.completion_ids)
+        entropies += (-(own.exp() * own).sum(-1)).tolist()
+        divergences += (own.exp() * (own - student)).sum(-1).tolist()
+    summary = metrics.summary()
+    assert summary["health/teacher_entropy"] == pytest.approx(fmean(entropies), rel=1e-4)
+    assert summary["teacher/token_kl"] == pytest.approx(fmean(divergences), rel=1e-4)
+    assert summary["teacher/token_kl"] > 0.01
 
 
 def test_of_the_pairs(make_trainer):

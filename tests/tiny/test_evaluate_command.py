@@ -137,11 +137,18 @@ def test_other_settings_are_refused_by_name_and_restart_moves_the_old_aside(tiny
         (["--temperature", "0.6"], "temperature: 1.0 -> 0.6"),
         (["--reward_timeout", "5"], "reward_timeout: 10.0 -> 5.0"),
         (["--limit", "2"], "problems: 6 -> 2"),
+        (["--batch_size", "2"], "batch_size: 64 -> 2"),
     ):
         assert main([*flags, *changed]) == 2
         assert words in capsys.readouterr().err
     assert main(["evaluate", tiny(1), *flags[2:]]) == 2
     assert "weights_sha256" in capsys.readouterr().err
+    manifest = (out / "evaluation.json").read_text()
+    assert '"device": "cpu"' in manifest
+    (out / "evaluation.json").write_text(manifest.replace('"device": "cpu"', '"device": "cuda"', 1))
+    assert main(flags) == 2
+    assert 'device: "cuda" -> "cpu"' in capsys.readouterr().err
+    (out / "evaluation.json").write_text(manifest)
     assert content(out) == before
     assert main([*flags, "--temperature", "0.6", "--restart"]) == 0
     assert content(tmp_path / "out.1") == before
@@ -243,11 +250,16 @@ def test_a_model_whose_name_looks_like_markup_is_named(gsm8k, tiny, tmp_path, ca
 def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_path, capsys):
     for name, seed, more in (
         ("a", 0, []),
-        ("b", 1, []),
+        ("b", 1, ["--batch_size", "2"]),  # other rounding, yet comparable
         ("hot", 1, ["--temperature", "2"]),
         ("few", 1, ["--limit", "4"]),
+        ("more", 1, ["--n", "4"]),
     ):
         assert main(["evaluate", tiny(seed), *gsm8k, "--n", "2", *more, "--out", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "more"), "--allow_different"]) == 0
+    shown = capsys.readouterr().out
+    assert "avg@2 and avg@4" in shown and "differs: n: 2 -> 4" in shown and "estimate the same mean" in shown
     # Known results: b solves what a does and two more.
     for name, solved in (("a", {0}), ("b", {0, 2, 4})):
         path = tmp_path / name / "records.jsonl"
@@ -260,16 +272,32 @@ def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_pa
     capsys.readouterr()
     paths = [str(tmp_path / name) for name in ("a", "b")]
     assert main(["evaluate", "--compare", *paths, "--json", str(tmp_path / "c.json")]) == 0
-    assert "6 problems, paired" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 problems, paired" in shown and "differs: batch_size: 64 -> 2" in shown
     figure = json.loads((tmp_path / "c.json").read_text())["figures"]["avg@2"]
     assert (figure["first"], figure["second"], figure["difference_estimate"]) == pytest.approx((1 / 6, 1 / 2, 1 / 3))
+    assert "tokens per correct answer" in shown
     # Differences 0, 0, 1, 0, 1, 0: sd = sqrt(4/15), so the half width is t(5) * sd / sqrt(6) = 2.5706 * 0.21082.
     assert figure["difference_high"] == pytest.approx(1 / 3 + 2.57058 * 0.210819, rel=1e-4)
     assert main(["evaluate", "--compare", paths[0], str(tmp_path / "hot")]) == 2
     assert "temperature: 1.0 -> 2.0" in capsys.readouterr().err
-    assert main(["evaluate", "--compare", paths[0], str(tmp_path / "few"), "--allow_different"]) == 0
+    to_few = ["evaluate", "--compare", paths[0], str(tmp_path / "few"), "--allow_different"]
+    assert main([*to_few, "--json", str(tmp_path / "c.json")]) == 0
+    per_correct = json.loads((tmp_path / "c.json").read_text())["figures"]["tokens_per_correct"]
+    assert per_correct["first"] > 0 and per_correct["second"] is None  # few solves nothing; JSON has no NaN
     shown = capsys.readouterr().out
     assert "4 problems, paired" in shown and "2 problems are in one of the two only" in shown
+    manifest = (tmp_path / "b/evaluation.json").read_text()
+    for package, refused in (("math-verify", True), ("pbsd", True), ("torch", False), ("reasoning-gym", False)):
+        changed = json.loads(manifest)
+        old, changed["settings"]["versions"][package] = changed["settings"]["versions"][package], "0.0.7"
+        (tmp_path / "b/evaluation.json").write_text(json.dumps(changed))
+        words = f'versions.{package}: "{old}" -> "0.0.7"'
+        assert main(["evaluate", "--compare", *paths]) == (2 if refused else 0)
+        shown = capsys.readouterr()
+        assert words in (shown.err if refused else shown.out)
+        assert main(["evaluate", "--compare", *paths, "--allow_different"]) == 0
+        assert capsys.readouterr().out.count(words) == 1
     (tmp_path / "b/summary.json").unlink()
     assert main(["evaluate", "--compare", *paths]) == 2
     assert "is not finished" in capsys.readouterr().err

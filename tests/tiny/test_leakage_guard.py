@@ -60,13 +60,12 @@ def test_dropped_samples_might_never_have_been_drawn(make_pbsd, options):
     assert metrics.counts["teacher/leaking_dropped"] == dropped
     kept = tuple(rollout for rollout in guarded.rollouts if not leaking(rollout))
     pairs, _ = make_pairs(kept, pairing="all", pair_policy="all", needs_rewards=True)
-    by_hand = replace(guarded, rollouts=kept, pairs=tuple(pairs) if trainer.args.uses_pairs else (), totals={"step": 0})
+    by_hand = replace(guarded, rollouts=kept, pairs=tuple(pairs), totals={"step": 0})
     totals = {**{name: float(n) for name, n in trainer.method._numbers(by_hand).items()}, "step": 0, "handover": 1.0}
     assert guarded.totals == totals
-    if trainer.args.uses_pairs:
-        everything, _ = make_pairs(guarded.rollouts, pairing="all", pair_policy="all", needs_rewards=True)
-        assert metrics.counts["pairs/kept"] == len(pairs)
-        assert metrics.counts["pairs/dropped_leaking"] == len(everything) - len(pairs)
+    everything, _ = make_pairs(guarded.rollouts, pairing="all", pair_policy="all", needs_rewards=True)
+    assert metrics.counts["pairs/kept"] == len(pairs)
+    assert metrics.counts["pairs/dropped_leaking"] == len(everything) - len(pairs)
     loss, gradient = loss_and_gradient(trainer, guarded)
     other_loss, other_gradient = loss_and_gradient(trainer, replace(by_hand, totals=totals))
     assert loss == pytest.approx(other_loss, rel=1e-5)

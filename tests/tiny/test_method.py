@@ -104,7 +104,7 @@ def test_roles_draw_different_numbers(make_trainer):
 
 def test_a_refresh_measured_under_context(make_trainer):
     """At the step of the check alone the refreshed teacher samples too, and these tokens count. Equal weights give
-    equal rewards: without learning the lead is 0, and a margin above it keeps the teacher."""
+    equal rewards: without learning the lead is 0, and the teacher stays."""
     trainer = make_trainer(
         teacher="refreshed", teacher_refresh_steps=2, teacher_refresh_margin=0.0, teacher_refresh_measure="context",
         learning_rate=0.0, max_steps=2,
@@ -115,7 +115,7 @@ def test_a_refresh_measured_under_context(make_trainer):
     trainer.train()
     (challenger, teacher), = leads  # fmt: skip
     assert challenger == teacher and len(teacher) == 4
-    assert trainer.engine.teacher.refreshes == 1
+    assert trainer.engine.teacher.refreshes == 0
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert "tokens/refreshed_teacher" not in logs[0]
     assert logs[1]["tokens/refreshed_teacher"] == logs[1]["tokens/teacher"]
@@ -123,6 +123,36 @@ def test_a_refresh_measured_under_context(make_trainer):
         sum(entry.get(f"tokens/{who}", 0) for who in ("student", "teacher", "refreshed_teacher")) for entry in logs
     ]
     assert trainer.generated_tokens == sum(tokens)
+
+
+def test_a_refresh_under_context_asks_the_refreshed_teacher(make_trainer):
+    """A student that has drifted: the rewards are those of its weights under the teacher's prompt, by the teacher's
+    own random numbers, and not those of the teacher that there is."""
+    trainer = make_trainer(
+        teacher="refreshed", teacher_refresh_steps=1, teacher_refresh_margin=0.0, teacher_refresh_measure="context",
+        rewards=lambda completions, **_: [float(sum(map(ord, text))) for text in completions],
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(4.0)
+    prompts, teacher = trainer.train_dataset.prompts[:4], trainer.method.teacher
+    number = trainer.args.num_teacher_generations
+    key, params = (trainer.args.seed, 0), trainer.args.sampling_params()
+    found = {}
+    own = teacher.weights
+    for name, weights in (("teacher", own), ("refreshed", teacher._copy_of_student())):
+        teacher.weights = weights
+        samples = trainer.engine.sample(prompts, {"teacher": number}, key=key, params=params)
+        found[name] = [
+            sum(sum(map(ord, sample.text)) for sample in samples if sample.prompt == prompt) / number
+            for prompt in range(4)
+        ]
+    teacher.weights = own
+    _, metrics = trainer.method.collect(prompts, 0)
+    assert found["refreshed"] != found["teacher"]
+    assert metrics.values["reward/refreshed_teacher"] == pytest.approx(found["refreshed"])
+    assert teacher.quality.teacher_sum == pytest.approx(sum(found["teacher"]))
+    assert teacher.quality.challenger_sum == pytest.approx(sum(found["refreshed"]))
 
 
 def test_the_refresh_rule_sees_the_rewards_of_both_roles(make_trainer):

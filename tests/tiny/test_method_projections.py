@@ -23,8 +23,8 @@ def thirds(completions, **columns):
 def make(make_trainer):
     def make(**options):
         trainer = make_trainer(
-            rewards=thirds, num_generations=3, num_teacher_generations=2, pairing="all", beta=BETA, reward_scale=SCALE,
-            **{"loss_type": "bradley_terry", **options},
+            rewards=thirds, num_generations=3, num_teacher_generations=2, beta=BETA, reward_scale=SCALE,
+            **{"loss_type": "bradley_terry", "pairing": "all", **options},
         )  # fmt: skip
         with torch.no_grad():
             for parameter in trainer.model.parameters():
@@ -170,7 +170,7 @@ def test_each_alone_by_definition(make, projection):
     trainer = make(**{**OFF, f"{projection}_coef": 1.0})
     batch = collected(trainer)
     assert sum(rollout.reward is None for rollout in batch.rollouts) == 1
-    assert bool(batch.pairs) == (projection in ("preference", "nll"))
+    assert batch.pairs
     assert_same_step(trainer, batch, getattr(Slow(trainer, batch), projection)())
 
 
@@ -251,6 +251,22 @@ def test_without_pairs_in_the_step_the_other_terms_learn(make):
     assert_same_step(trainer, batch, slow.group())
 
 
+def test_pairs_alone_teach_nothing_where_no_pair_term_is_in_use(make):
+    """Unjudged but for one sample a prompt: no group has two. Pairs of the logistic loss need no reward; they are
+    watched, and the step has no weight."""
+    trainer = make(**OFF, group_coef=1.0, loss_type="logistic", pair_policy="all", pairing="cross")
+    trainer.engine.reward_funcs[:] = [lambda completions, **_: [None] * len(completions)]
+    batch = collected(trainer)
+    assert batch.pairs
+    assert trainer.method.weight(batch) == 0
+    loss, metrics, samples = trainer.method.loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+    assert len(samples) == len(batch.pairs)
+    assert "pairs/margin" in metrics.values
+
+
 def test_student_samples_alone(make_trainer):
     """K_T = 0: the group loss on the student's own samples."""
     trainer = make_trainer(**OFF, group_coef=1.0, direct_coef=1.0, num_teacher_generations=0, pairing="all")
@@ -303,9 +319,18 @@ def test_every_projection_trains_and_records_its_samples(make_trainer):
         before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
         trainer.train()
         assert any(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
-        assert len(samples) == 16
         entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        assert sum("margin" in record for record in samples) == entry["pairs/kept"] > 0
         assert entry["loss"] == pytest.approx(entry[f"loss/{name}"], rel=1e-4)
+
+
+def test_samples_in_no_pair_are_recorded_by_themselves(make):
+    """The one that cannot be judged is in none."""
+    trainer = make(**OFF, direct_coef=1.0)
+    batch = collected(trainer)
+    _, _, samples = trainer.method.loss(trainer.model, batch)
+    assert [record["reward"] for record in samples[len(batch.pairs) :]] == [None]
+    assert all("margin" in record for record in samples[: len(batch.pairs)])
 
 
 def test_context_free_direct_loss_has_no_divergence(make_trainer):
@@ -325,7 +350,21 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
         ({"group_coef": -1.0}, "group_coef must be at least 0"),
         ({"num_teacher_generations": 0, "pairing": "cross"}, "at least 1 for imitation and for pairing='cross'"),
         ({"num_teacher_generations": 0, "pairing": "all", "imitation_coef": 1.0}, "at least 1 for imitation"),
-        ({"imitation_from": "union", "top_p": 0.9}, "needs temperature=1, top_p=1"),
+        ({"imitation_from": "union", "top_p": 0.9}, "need temperature=1, top_p=1"),
+        ({"direct_coef": 1.0, "temperature": 0.6}, "need temperature=1, top_p=1"),
+        ({"direct_coef": 1.0, "generation_kwargs": {"repetition_penalty": 1.1}}, "no generation_kwargs"),
+        (
+            {**OFF, "group_coef": 1.0, "num_generations": 1, "num_teacher_generations": 0},
+            "num_generations + num_teacher_generations >= 2",
+        ),
+        ({"imitation_coef": 1.0, "imitation_weights": "exact", "reward_scale": -1.0}, "has no bound"),
+        (
+            {
+                "imitation_coef": 1.0, "imitation_weights": "exact",
+                "coef_schedule": {"reward_scale": [[0, 1.0], [9, -1.0]]},
+            },
+            "has no bound",
+        ),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
         ({"imitation_gate": "handover"}, "raise imitation_coef"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),

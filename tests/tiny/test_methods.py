@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def test_trains_and_logs(make_method, method):
     before = weights(trainer).clone()
     trainer.train()
     assert (weights(trainer) - before).abs().max() > 1e-4
-    sampled = sum(entry.get("tokens/student", 0) + entry.get("tokens/teacher", 0) for entry in logs(trainer))
+    written_by = ("student", "teacher", "handover")
+    sampled = sum(entry.get(f"tokens/{who}", 0) for entry in logs(trainer) for who in written_by)
     assert trainer.generated_tokens == logs(trainer)[-1]["tokens/generated_total"] == sampled
     assert (sampled == 0) == (method == "sft")
     assert json.dumps(samples)
@@ -134,6 +136,8 @@ def test_named_trainers(name, tokenizer, tmp_path):
     [
         ("grpo", {"num_generations": 1}, "num_generations must be at least 2"),
         ("grpo", {"num_iterations": 2}, "num_iterations must be 1"),
+        ("grpo", {"temperature": 0.6}, "needs temperature=1, top_p=1"),
+        ("grpo", {"top_k": 5}, "needs temperature=1, top_p=1"),
         ("grpo", {"loss_type": "cispo"}, "loss_type must be one of dapo"),
         ("online_dpo", {"num_generations": 1}, "a pair needs two completions"),
         ("opsd", {"distillation_alpha": 1.5}, "distillation_alpha must lie in"),
@@ -147,6 +151,7 @@ def test_named_trainers(name, tokenizer, tmp_path):
         ("sdpo", {"reward": None}, "reward_funcs is missing"),
         ("opsd", {"teacher": "refreshed", "teacher_refresh_margin": 0.1}, "teacher_refresh_margin compares"),
         ("rft", {"teacher": "refreshed", "teacher_refresh_measure": "context"}, "read with teacher_refresh_margin"),
+        ("rft", {"teacher": "refreshed", "rft_source": "both", "teacher_refresh_margin": -0.1}, "must be at least 0"),
         ("opsd", {"teacher_refresh_blend": 0.5}, "read with teacher='refreshed'"),
         ("opsd", {"teacher": "refreshed", "teacher_refresh_blend": 0.0}, "must lie in (0, 1]"),
         ("rft", {"teacher": "ema"}, "rft_source='student' has no use for teacher='ema'"),
@@ -158,6 +163,44 @@ def test_refused(make_method, method, options, words):
     with pytest.raises(ValueError) as caught:
         make_method(method, **options)
     assert words in str(caught.value)
+
+
+def test_a_preset_fills_what_is_not_given():
+    def made(**options):
+        return pbsd.PBSDConfig(output_dir="none", use_cpu=True, **options)
+
+    mixed, pairs, published = (made(preset=name) for name in ("mixed", "pairs", "published"))
+    assert mixed.to_dict() == made().to_dict()
+    assert [(a.preference_coef, a.imitation_coef, a.direct_coef) for a in (mixed, pairs, published)] == [
+        (0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0),
+    ]  # fmt: skip
+    assert (published.pairing, published.pair_policy, published.nll_coef) == ("cross", "all", 0.0)
+    assert (pairs.pairing, pairs.pair_policy, pairs.nll_coef) == ("all", "oriented", 1.0)
+    assert (mixed.measures_handover, pairs.measures_handover) == (True, False)
+    own = made(preset="pairs", direct_coef=0.5, pairing="cross", adaptive_generations=True)
+    assert (own.direct_coef, own.pairing, own.adaptive_generations, own.preference_coef) == (0.5, "cross", True, 1.0)
+    assert made(imitation_coef=0.0).measures_handover  # it steers who writes
+    assert not made(imitation_coef=0.0, adaptive_generations=False).measures_handover
+    with pytest.raises(ValueError, match="preset must be one of mixed, pairs, published; got 'other'"):
+        made(preset="other")
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"teacher": "refreshed", "preset": "published"}, True),
+        ({"teacher": "refreshed", "preset": "published", "teacher_refresh_margin": 0.0}, False),
+        ({"teacher": "live", "preset": "published"}, True),
+        ({"teacher": "live", "preset": "published", "pairing": "all"}, False),
+        ({"teacher": "live"}, False),
+    ],
+)
+def test_a_teacher_that_moves_without_labels_is_warned_of(options, warns):
+    """Pairs of one role follow the rewards under any policy; cross pairs under `all` do not."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pbsd.PBSDConfig(output_dir="none", use_cpu=True, **options)
+    assert any("feedback loop" in str(warning.message) for warning in caught) == warns
 
 
 def test_top_k_over_the_vocabulary_is_refused(make_method):
@@ -185,7 +228,7 @@ def method_recipe(recipe):
     """The recipe of conftest for any method: without the options that are PBSD's."""
 
     def write(method, *lines):
-        own = ("loss_type", "pairing", "pair_policy", "num_teacher_generations", "max_steps", "save_steps")
+        own = ("preset", "loss_type", "nll_coef", "num_teacher_generations", "max_steps", "save_steps")
         text = [line for line in recipe.read_text().splitlines() if line.split(":")[0] not in own]
         recipe.write_text("\n".join([*text, f"method: {method}", "max_steps: 1", *lines, ""]))
         return str(recipe)

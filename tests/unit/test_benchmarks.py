@@ -1,8 +1,13 @@
 """Adapters: rows of every schema as files here, columns checked, duplicates and conflicts counted, golds correct."""
 
+import datetime
 import functools
 import json
 import logging
+import os
+import random
+import subprocess
+import sys
 
 import bfcl_eval
 import datasets
@@ -135,6 +140,73 @@ def test_duplicates_go_and_conflicting_answers_take_their_problem_along(tmp_path
     assert "2 rows are used; left out: " in caplog.text and "1 problems with conflicting answers" in caplog.text
 
 
+def test_the_same_answer_in_other_words_is_no_conflict(tmp_path):
+    """By the grader 1/2 is 0.5 and the two fractions are one; 1/2 and 1/3 are two answers, also behind an equal one.
+    Of 9 rows 3 problems come first, 6 are repetitions."""
+    rows = [
+        ("p", "1/2"), ("p", "0.5"), ("q", "\\frac{2}{3}"), ("q", "\\dfrac{2}{3}"), ("q", "\\dfrac{2}{3}"),
+        ("r", "1/2"), ("r", "0.5"), ("r", "1/3"), ("r", "1/2"),
+    ]  # fmt: skip
+    raw = [{"problem": problem, "solution": "w", "Answer": answer} for problem, answer in rows]
+    write_lines(tmp_path / "train.jsonl", raw)
+    found = benchmarks.load("openthoughts-math-30k", Query(local=str(tmp_path)))
+    assert [row["answer"] for row in found.rows] == ["1/2", "\\frac{2}{3}"]
+    assert found.left_out == {
+        "rows with a problem that was there before": 6,
+        "problems with conflicting answers": 1,
+    }
+
+
+OTHER_LAYOUTS = [
+    (
+        "aime24",
+        "math-ai/aime24",
+        "test",
+        {"problem": "p", "solution": "\\boxed{204}", "id": 60, "url": ""},
+        "204",
+        "60",
+    ),
+    ("aime25", "math-ai/aime25", "test", {"problem": "p", "answer": "70", "id": "0"}, "70", "0"),
+    ("aime25", "MathArena/aime_2025", "train", {"problem": "p", "answer": "70", "year": 2025}, "70", "0"),
+]
+"""Rows of other publishers; the third, yentinglin's, has the split of another table on the hub."""
+
+
+@pytest.mark.parametrize(("name", "hub_id", "split", "row", "answer", "identity"), OTHER_LAYOUTS)
+def test_other_layouts_of_the_same_problems(name, hub_id, split, row, answer, identity, tmp_path, monkeypatch):
+    write_lines(tmp_path / f"{split}.jsonl", [row])
+    for local in (tmp_path, tmp_path / f"{split}.jsonl"):
+        found = benchmarks.load(name, Query(local=str(local), split=split))
+        assert [(own["answer"], own["id"]) for own in found.rows] == [(answer, identity)]
+    assert golds_are_correct(benchmarks.find(name), found.rows)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, *_, **__: asked.append(path) or datasets.Dataset.from_list([row])
+    )
+    benchmarks.load(name, Query(split=split))
+    assert asked == [hub_id]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_toolalpaca_as_sdpo_has_it(split, tmp_path):
+    """JSON lines; the answer is a JSON string, most columns are for other tasks. A row without one is counted."""
+    calls = [{"Action": "getForecast", "Action_Input": '{"city": "Lund", "days": 3}'}]
+    row = {
+        "prompt": examples.TOOLALPACA["test"][0]["prompt"], "description": "", "idx": 4046, "dataset": "tooluse",
+        "system": None, "answer": json.dumps(calls), "tests": None, "kind": "tooluse", "elo": 1500,
+    }  # fmt: skip
+    rows = [row, {**row, "system": "Be brief."}, {**row, "answer": None}, {**row, "answer": "[{"}]
+    write_lines(tmp_path / f"{split}.json", rows)
+    found = benchmarks.load("toolalpaca", Query(local=str(tmp_path), split=split))
+    assert [message["role"] for own in found.rows for message in own["prompt"]] == ["user", "system", "user"]
+    assert found.rows[1]["prompt"][0]["content"] == "Be brief."
+    assert found.rows[0]["privileged_context"] is None
+    assert found.left_out == {"rows without a golden_answer": 1, "rows whose golden_answer is not JSON": 1}
+    benchmark = benchmarks.find("toolalpaca")
+    assert golds_are_correct(benchmark, found.rows)
+    assert grades(benchmark, found.rows[:1], ["Action: other\nAction Input: {}"]) == ["wrong"]
+
+
 def test_a_benchmark_keeps_equal_problems(tmp_path):
     write_lines(tmp_path / "test.jsonl", [examples.MATHEMATICS["gsm8k"][0]] * 2)
     assert len(benchmarks.load("gsm8k", Query(local=str(tmp_path))).rows) == 2
@@ -237,18 +309,76 @@ def test_the_references_of_all_rows_of_the_package_grade_correct(name):
     assert failed == UNPASSABLE.get(name, set())
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "sudoku", "word_sorting", "countdown", "time_intervals", "rubiks_cube"])
-def test_generated_tasks_are_made_again_in_the_grader(task):
-    """Tasks whose entries hold tuples, matrices, dates and objects, or (the cube) no one answer."""
-    benchmark = benchmarks.find(f"reasoning-gym:{task}")
-    found = benchmarks.load(f"reasoning-gym:{task}", Query(size=3))
-    json.dumps(list(found.rows))
-    for row in found.rows:
-        gold = benchmark.gold(row)
-        if gold is not None and task != "rubiks_cube":
-            assert procedural.grade(gold, row["entry"]).outcome == "correct"
-        assert procedural.grade("no tag", row["entry"]).outcome == "unparsed"
-        assert procedural.grade("<answer>no</answer>", row["entry"]).outcome == "wrong"
+WITHOUT_A_WRITTEN_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+"""Tasks with many right answers, of which the library writes none down."""
+
+TAKES_ANY_TEXT = {"game_of_life_halting"}
+"""The library's scorer compares the truth of two texts, which both are not empty."""
+
+
+def test_every_generated_tasks_gold_is_correct_in_a_process_that_makes_other_problems():
+    """Set orders follow Python's string hashes, which differ from process to process; another PYTHONHASHSEED makes sure
+    of that. The answers that are no one's must be wrong, also where the library's scorer raises on them."""
+    tasks = sorted(procedural._gym().factory.DATASETS.keys() - {"composite"})  # which is nothing without options
+    assert len(tasks) > 100
+    cases = []
+    for task in tasks:
+        rows = benchmarks.load(f"reasoning-gym:{task}", Query(size=2)).rows
+        golds = [benchmarks.find(f"reasoning-gym:{task}").gold(row) for row in rows]
+        assert (None in golds) == (task in WITHOUT_A_WRITTEN_ANSWER), task
+        for row, gold in zip(rows, golds, strict=True):
+            cases.append((task, json.loads(json.dumps(row["entry"])), gold))
+    found = subprocess.run(
+        [sys.executable, "-c", GRADE_CASES],
+        env={**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"},
+        input=json.dumps(cases), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(found.stdout) == {
+        task: [
+            None if task in WITHOUT_A_WRITTEN_ANSWER else "correct",
+            "unparsed",
+            "correct" if task in TAKES_ANY_TEXT else "wrong",
+        ]
+        for task in tasks
+    }
+
+
+GRADE_CASES = """
+import json, sys
+from pbsd.benchmarks.procedural import grade
+outcomes = {}
+for task, entry, gold in json.load(sys.stdin):
+    made = [gold, "no tag", "<answer>I do not know</answer>"]
+    outcomes.setdefault(task, []).append([text and grade(text, entry).outcome for text in made])
+print(json.dumps({task: rows[0] if rows[0] == rows[1] else rows for task, rows in outcomes.items()}))
+"""
+
+
+@pytest.mark.parametrize("task", ["list_functions", "chain_sum"])
+def test_a_generated_problem_follows_from_its_seed_alone(task):
+    """`list_functions` draws from the global generator, which is as it was afterwards."""
+    first = list(benchmarks.load(f"reasoning-gym:{task}", Query(size=3)).rows)
+    random.seed(7)
+    state = random.getstate()
+    assert list(benchmarks.load(f"reasoning-gym:{task}", Query(size=3)).rows) == first
+    assert random.getstate() == state
+
+
+def test_an_answer_that_the_scorer_raises_on_is_wrong_and_says_why():
+    (row,) = benchmarks.load("reasoning-gym:prime_factorization", Query(size=1)).rows
+    result = procedural.grade("<answer>I do not know</answer>", row["entry"])
+    assert (result.outcome, result.score) == ("wrong", 0.0)
+    assert result.reason.startswith("the scorer raised ValueError: invalid literal for int()")
+
+
+def test_an_entry_that_text_cannot_carry_is_refused_when_it_is_loaded(monkeypatch):
+    class Dates:
+        def __getitem__(self, index):
+            return {"question": "q", "answer": "a", "metadata": {"day": datetime.date(2026, 1, 2)}}
+
+    monkeypatch.setattr(procedural, "_dataset", lambda *args: Dates())
+    with pytest.raises(ValueError, match="chain_sum cannot be used: its scorer needs more than text can carry"):
+        benchmarks.load("reasoning-gym:chain_sum", Query(size=1))
 
 
 def test_a_generated_task_in_the_workers_and_with_options():
@@ -276,11 +406,8 @@ def test_splits_of_a_generated_task_share_no_seed():
     assert prompts[0] == prompts[1][:50]
 
 
-def test_another_version_of_a_generated_problem_is_an_error():
-    (row,) = benchmarks.load("reasoning-gym:chain_sum", Query(size=1)).rows
-    entry = json.loads(row["entry"])
-    changed = json.dumps({**entry, "question_sha256": "0" * 64})
-    assert procedural.grade("<answer>1</answer>", changed).outcome == "error"
+def _nested(depth):
+    return f'{{"name": "f", "arguments": {{"a": {"[" * depth}{"]" * depth}}}}}'
 
 
 @pytest.mark.parametrize(
@@ -293,9 +420,16 @@ def test_another_version_of_a_generated_problem_is_an_error():
         (answers.tool_answer, "[f(a=1), g()]", '[{"name": "g"}, {"name": "f", "arguments": {"a": 1}}]', True),
         (answers.tool_answer, "f(a=1)", "f(a=2)", False),
         (answers.tool_answer, "I cannot.", "Nothing fits.", True),
+        (answers.tool_answer, "f(a={'b': 1, 2: (3, 4)})", "f(a={2: [3, 4], 'b': 1})", True),
+        (answers.tool_answer, "f(a={(1, 2): 3, None: {1, 2}})", "f(a={None: {2, 1}, (1, 2): 3})", True),
+        (answers.tool_answer, "f(a={1: 2})", '{"name": "f", "arguments": {"a": {"1": 2}}}', False),
+        (answers.tool_answer, '{"name": "\\ud83d"}', '{"name": "\\ud83e"}', False),
+        (answers.tool_answer, _nested(900), _nested(900).replace(", ", ","), True),
+        (answers.tool_answer, _nested(900), _nested(901), False),
         (answers.tagged_answer, "<answer> x </answer>", "<answer>y</answer><answer>x</answer>", True),
     ],
 )  # fmt: skip
 def test_votes(reader, first, second, same):
     assert (reader(first) == reader(second)) is same
+    reader(first).encode()
     assert reader("<think>endless 7") is None

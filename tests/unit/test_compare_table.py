@@ -128,7 +128,7 @@ def test_tokens_and_drops(written):
     assert tokens["tools sparse 1m"] == ["62", "never", ""]
     drops = rows_of(text, "### Drop")
     assert drops["tools dense 1m"] == ["10.0", "0.0", "0.0"]
-    assert drops["largest"] == ["10.0", "0.0", "0.0"]
+    assert drops["largest"] == drops["largest of a run"] == ["10.0", "0.0", "0.0"]
     assert rows_of(text, "### Tokens of a to the best")["b"] == ["2 of 2", "0.25"]
 
 
@@ -137,6 +137,31 @@ def test_unequal_prompts_per_step_are_reported(written):
     text = make_table(read_findings(written(prompts=8)))
     assert "**not equal for all methods**" in text
     assert rows_of(text, "## What training used")["b"] == ["4", "20", "200", "tokens 4", "length 4", "8"]
+
+
+def test_a_drop_of_one_seed_that_the_mean_hides_is_in_the_table(written):
+    """Seed 0 falls from 0.6 to 0.5, seed 1 rises from 0.6 to 0.7: their mean, 0.6 and 0.6, has no drop."""
+    folder = written()
+    rows = read_rows(folder / CURVES)
+    for row in rows:
+        if (row["method"], row["seed"], row["step"]) == ("a", 1, 20):
+            row["validation_accuracy"] = 0.7
+    (folder / CURVES).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    drops = rows_of(make_table(read_findings(folder)), "### Drop")
+    assert (drops["largest"][0], drops["largest of a run"][0]) == ("0.0", "10.0")
+
+
+def test_unequal_generated_tokens_are_reported(written):
+    """Of a and b, since c generates none: 200 each is equal; 205 are 2.5% more in the dense cell."""
+    folder = written()
+    assert "Mean generated tokens differ" not in make_table(read_findings(folder))
+    choices = json.loads((folder / CHOICES).read_text())
+    for run in choices["runs"]:
+        if (run["method"], run["world"]) == ("b", "dense"):
+            run["generated_tokens"] = 205
+    (folder / CHOICES).write_text(json.dumps(choices))
+    text = make_table(read_findings(folder))
+    assert "differ by more than 2%, of the most and the least:\n\n- tools dense 1m: b 205, a 200\n" in text
 
 
 def test_what_is_missing_is_said_and_only_common_seeds_are_compared(written):

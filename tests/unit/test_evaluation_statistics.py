@@ -14,10 +14,11 @@ from pbsd.evaluation.statistics import (
     majority,
     paired_differences,
     pass_at_k,
-    quantile,
+    ratio_difference,
     ratio_interval,
     summarize,
 )
+from pbsd.records import quantile
 
 
 def sample(outcome="wrong", answer="0", tokens=10, finished=True, text="x"):
@@ -71,16 +72,26 @@ def test_majority_of_nothing_judged_is_undefined():
 
 def test_ratio_interval_by_hand():
     """a = (2, 4, 6), b = (1, 1, 2): R = 12/4 = 3, residuals a - 3b = (-1, 1, 0), their mean square over n - 1 is 1,
-    so the error is sqrt(1/3) over the mean 4/3 of b: 0.4330; t at 2 degrees of freedom is 4.3027."""
+    so the error is sqrt(1/3) over the mean 4/3 of b: 0.4330; t at 2 degrees of freedom is 4.3027. That of log R is a
+    third of it."""
     interval = ratio_interval([2, 4, 6], [1, 1, 2])
+    factor = math.exp(4.30265 * math.sqrt(1 / 3) / (4 / 3) / 3)
     assert interval.estimate == 3
-    assert interval.high - 3 == pytest.approx(4.30265 * math.sqrt(1 / 3) / (4 / 3), rel=1e-4)
-    assert 3 - interval.low == pytest.approx(interval.high - 3)
+    assert (interval.low, interval.high) == pytest.approx((3 / factor, 3 * factor), rel=1e-5)
+
+
+def test_ratio_interval_with_one_right_answer_is_positive():
+    """a - 30 b = (-20, 10, 10), over the mean 1/3 of b: -60, 30, 30, whose standard error is 30 = R. So log R has t(2)
+    = 4.30265 on either side, where R itself would go down to -99."""
+    interval = ratio_interval([10, 10, 10], [1, 0, 0])
+    assert (interval.low, interval.high) == pytest.approx((30 * math.exp(-4.30265), 30 * math.exp(4.30265)), rel=1e-4)
 
 
 def test_ratio_interval_with_a_constant_denominator_is_that_of_the_mean():
     values = [1.0, 4.0, 2.5, 7.0]
-    assert ratio_interval(values, [2.0] * 4).high == pytest.approx(clustered_interval([v / 2 for v in values]).high)
+    mean = clustered_interval([v / 2 for v in values])
+    found = ratio_interval(values, [2.0] * 4)
+    assert found.high == pytest.approx(mean.estimate * math.exp(mean.high / mean.estimate - 1))
 
 
 def test_ratio_interval_covers_the_ratio():
@@ -95,13 +106,38 @@ def test_ratio_interval_covers_the_ratio():
     assert 930 <= hits <= 970
 
 
+def test_ratio_difference_by_hand():
+    """First as above: R = 3 with parts (-.75, .75, 0). Second: a = (6, 6, 6), b = (2, 1, 1), R = 4.5, a - 4.5 b = (-3,
+    1.5, 1.5) over 4/3. The parts differ by (-1.5, .375, 1.125): variance 1.828125, half width t(2) sqrt(that / 3)."""
+    found = ratio_difference(([2, 4, 6], [1, 1, 2]), ([6, 6, 6], [2, 1, 1]))
+    assert found.estimate == 1.5
+    assert found.high - 1.5 == pytest.approx(4.30265 * math.sqrt(1.828125 / 3), rel=1e-5)
+    assert 1.5 - found.low == pytest.approx(found.high - 1.5)
+    assert math.isnan(ratio_difference(([1, 1], [0, 0]), ([1, 1], [1, 1])).estimate)
+
+
+def test_ratio_difference_covers_the_difference():
+    """1000 pairs of results on 60 problems of shared difficulty, each as above with 100 / E[b] + 5: that of rates .3
+    and .7 of 8 samples is 100 / 5.6 - 100 / 2.4."""
+    generator, hits = random.Random(0), 0
+    for _ in range(1000):
+        hard = [generator.random() * 0.2 - 0.1 for _ in range(60)]
+        b, d = ([sum(generator.random() < rate + h for _ in range(8)) for h in hard] for rate in (0.3, 0.7))
+        first, second = ([generator.gauss(100, 20) + 5 * x for x in own] for own in (b, d))
+        interval = ratio_difference((first, b), (second, d))
+        hits += interval.low <= 100 / 5.6 - 100 / 2.4 <= interval.high
+    assert 930 <= hits <= 970
+
+
 def test_ratio_interval_without_a_right_answer_is_undefined():
     assert math.isnan(ratio_interval([5, 6], [0, 0]).estimate)
 
 
-def test_quantile_is_the_smallest_value_that_covers_the_share():
-    ordered = [1, 2, 3, 4]
-    assert [quantile(ordered, share) for share in (0.1, 0.25, 0.5, 0.51, 0.99, 1.0)] == [1, 1, 2, 3, 4, 4]
+def test_quantile_is_the_nearest_of_the_values():
+    """Of the places 0 to 3 these shares are .3, .75, 1.5 (even: 2), 1.2, 2.97 and 3; one value is every quantile."""
+    shares = (0.1, 0.25, 0.5, 0.4, 0.99, 1.0)
+    assert [quantile([1, 2, 3, 4], share) for share in shares] == [1, 2, 3, 2, 4, 4]
+    assert quantile([7], 0.9) == 7
 
 
 def test_summary_by_hand():
@@ -124,7 +160,9 @@ def test_summary_by_hand():
     assert summary["outcomes"] == {"correct": 2, "wrong": 1, "unparsed": 0, "timeout": 1, "error": 0}
     assert summary["token_quantiles"] == {"p10": 10, "p50": 20, "p90": 30, "p99": 30, "max": 30}
     low, high = figures["avg@2"]["low"], figures["avg@2"]["high"]
-    assert (low, high) == pytest.approx((0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25), rel=1e-3)  # t(1) s / sqrt(2)
+    # t(1) s / sqrt(2) = 12.7062 * .25, over .75 * .25 on the logit scale, about ln 3.
+    half = 12.7062 * 0.25 / 0.1875
+    assert (low, 1 - high) == pytest.approx((1 / (1 + math.exp(half) / 3), 1 / (1 + 3 * math.exp(half))), rel=1e-3)
 
 
 def test_a_figure_that_is_zero_everywhere_is_not_certain():
@@ -154,6 +192,32 @@ def test_paired_differences_pair_by_problem_not_by_place():
     assert (found["first"], found["second"], found["problems"]) == pytest.approx((1 / 3, 2 / 3, 3))
     assert found["difference_estimate"] == pytest.approx(1 / 3)
     assert found["difference_high"] == pytest.approx(1 / 3 + 4.30265 / 3, rel=1e-5)
+
+
+def test_tokens_per_correct_are_paired_over_the_shared_problems():
+    """20 and 30 tokens for 1 right each in the first: 25 a right answer; 10 and 10 for 2 in the second: 10. Problem 2
+    is in one only."""
+    ours = [problem(0, sample("correct", tokens=20)), problem(1, sample("correct", tokens=30)), problem(2, RIGHT)]
+    theirs = [problem(1, sample("correct", tokens=10)), problem(0, sample("correct", tokens=10))]
+    found = paired_differences(ours, theirs)["tokens_per_correct"]
+    assert (found["first"], found["second"], found["difference_estimate"], found["problems"]) == (25, 10, -15, 2)
+
+
+def test_accuracy_is_compared_whatever_the_number_of_samples():
+    """1/2 of two samples and 1/4 of four are two estimates of one mean; pass@2 is in both, pass@4 in one."""
+    found = paired_differences([problem(0, RIGHT, WRONG)], [problem(0, RIGHT, WRONG, WRONG, WRONG)])
+    assert found["avg@2 and avg@4"]["difference_estimate"] == -0.25
+    assert found.keys() & {"avg@2", "avg@4", "maj@2", "maj@4", "pass@4"} == set() and "pass@2" in found
+
+
+def test_results_that_never_differ_are_not_certain_to_be_equal():
+    """Five problems: at most 1 - .025^(1/5) = .5218 of all may differ. Tokens have no such bound."""
+    same = [problem(row, RIGHT) for row in range(5)]
+    found = paired_differences(same, same)
+    assert (found["avg@1"]["difference_low"], found["avg@1"]["difference_high"]) == pytest.approx(
+        (-0.5218, 0.5218), abs=1e-4
+    )
+    assert found["tokens"]["difference_high"] == 0
 
 
 def test_keys_tell_equal_problems_apart_by_their_order():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pbsd.config import PBSDConfig
 from pbsd.recipe import RecipeError, dump_recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -103,8 +102,3 @@ def test_missing_file_missing_key_and_broken_yaml(tmp_path):
     path.write_text("- a\n")
     with pytest.raises(RecipeError, match="expected `key: value`"):
         load_recipe(path)
-
-
-def test_moving_teacher_without_labels_is_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="feedback loop"):
-        PBSDConfig(output_dir=str(tmp_path), use_cpu=True, teacher="live", loss_type="logistic", pair_policy="all")

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from pbsd.benchmarks import answers
+from pbsd.rewards.grade import Grade
 from pbsd.rewards.text import completion_text
 from pbsd.rewards.tool_syntax import SYNTAXES
 from pbsd.rewards.tools import grade
@@ -31,6 +33,9 @@ def call(name, **arguments):
         "triangle_area(base=10, height=5)",
         "[triangle_area(height=5, base=10.0, unit='Units')]",
         "```python\ntriangle_area(base=10, height=5)\n```",
+        "```Python\ntriangle_area(base=10, height=5)\n```",
+        "```tool-call \r\ntriangle_area(base=10, height=5)\r\n```\r\n",
+        "```python title='call.py'\ntriangle_area(base=10, height=5)\n```",
         "Here it is:\n```json\n" + json.dumps(call("triangle_area", base=10, height=5)) + "\n```",
         json.dumps(call("triangle_area", base=10, height=5, unit="u,n.i/t-s")),  # BFCL drops these characters
         json.dumps([call("triangle_area", base=10, height=5)]),
@@ -49,6 +54,7 @@ def call(name, **arguments):
         ),
         "I call it.\n" + tagged(call("triangle_area", base=10, height=5)),
         'Thought: an area.\nAction: triangle_area\nAction Input: {"base": 10, "height": 5}\nObservation: 25',
+        'Action: triangle_area\r\nAction Input: {"base": 10, "height": 5}\r\n',
         'Action: triangle_area\nAction Input: {\n  "base": 10,\n  "height": 5\n}',
         "<think>triangle_area(base=1)</think>\ntriangle_area(base=10, height=5)",
     ],
@@ -87,6 +93,8 @@ def test_a_readable_but_different_call_is_wrong_and_says_where(completion, why):
         "triangle_area(base=10, height=5, base=10)",
         "triangle_area(base=5 + 5, height=5)",  # nothing is evaluated
         "triangle_area(base=int('10'), height=5)",
+        f"triangle_area(base=0x{'f' * 5000}, height=5)",  # more digits than Python writes in decimal, or reads
+        f"triangle_area(base=[-0x{'f' * 5000}], height=5)",
         "triangle_area(base=10, height=5)\nimport os",
         "f()(base=10)",
         '{"name": "triangle_area", "arguments": {"base": 10, "base": 10, "height": 5}}',
@@ -137,6 +145,12 @@ def test_completions_are_never_evaluated(tmp_path):
 )
 def test_the_plain_form_is_compared_exactly(completion, outcome):
     assert grade(completion, PLAIN).outcome == outcome
+
+
+def test_a_reason_that_quotes_the_model_can_be_written_to_a_file():
+    """JSON may hold half of a surrogate pair, which UTF-8 has no bytes for."""
+    assert grade('{"name": "\\ud83d", "arguments": {}}', PLAIN).reason == "called \\ud83d, expected f"
+    assert Grade("error", None, "\ud83d \U0001f600").reason == "\\ud83d \U0001f600"
 
 
 def test_an_empty_string_in_the_plain_form_is_a_value_and_not_a_mark():
@@ -204,10 +218,36 @@ def test_no_call_is_expected():
     assert grade("Hello, no tool is needed.", []).outcome == "correct"
     assert grade("f(a=1)", []).outcome == "wrong"
     assert grade("Action: f\nAction Input: {}", []).outcome == "wrong"
-    # A call that was tried and cannot be read is not the silence that was asked for.
-    assert grade('<tool_call>{"name": "f", "arguments": {', []).outcome == "unparsed"
-    assert grade("Action: f\nAction Input: {", []).outcome == "unparsed"
     assert grade("<think>no tool is needed", []).outcome == "unparsed"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        '<tool_call>{"name": "f", "arguments": {',
+        "Action: f\nAction Input: {",
+        "f(1)",
+        "print(f(a=1))",
+        "f(a=x)",
+        "f(a=1",
+        "[f(a=1), g(",
+        "`f(a=1)`",
+        "```python\nf(a=1)\n```\nor\n```python\nf(a=2)\n```",
+        '```json\n{"name": "f", "arguments"',
+        '{"name":"f","arguments":{"a":1,"a":2}}',
+        '{"role": "assistant", "tool_calls": [{"function"',
+    ],
+)
+def test_a_call_that_cannot_be_read_is_not_the_silence_that_was_asked_for(completion):
+    assert (grade(completion, []).outcome, answers.tool_answer(completion)) == ("unparsed", None)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["Function(s) are not available.", "I would call f(a=1).", "{}", '{"answer": 5}', "f(x) = 5", "```\nx = 3\n```"],
+)
+def test_prose_and_data_are_no_calls(completion):
+    assert (grade(completion, []).outcome, answers.tool_answer(completion)) == ("correct", answers.NO_CALL)
 
 
 def test_syntax_can_be_demanded():

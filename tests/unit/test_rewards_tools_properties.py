@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_rewards_tools import FACTORIAL, PLAIN, actions, call, tagged
 
+from pbsd.benchmarks import answers
 from pbsd.rewards.grade import JUDGED
 from pbsd.rewards.tool_syntax import SYNTAXES
 from pbsd.rewards.tools import SCORERS, grade
@@ -16,7 +17,7 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 TOKENS = [
     *"0123 abf_.,:=()[]{}'\"\\\n-+*<>/", "Action: ", "\nAction Input: ", "<tool_call>", "</tool_call>", "<think>",
     "</think>", '{"name": "f", "arguments": ', '{"a": 1}', "f(a=1", "True", "null", "```json\n", "```",
-    '"tool_calls"', "lambda: 1",
+    '"tool_calls"', "lambda: 1", "\\ud83d", "{1: 2, 'b': ", "0x" + "f" * 5000,
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(TOKENS), max_size=25).map("".join) | st.text(max_size=80)
 
@@ -24,10 +25,12 @@ TEXTS = st.lists(st.sampled_from(TOKENS), max_size=25).map("".join) | st.text(ma
 @settings(UNHURRIED, max_examples=200)
 @given(TEXTS, st.sampled_from(SYNTAXES))
 def test_no_text_makes_the_grader_raise_and_only_judged_ones_have_a_score(text, syntax):
+    answers.tool_answer(text)
     for expected in (FACTORIAL, PLAIN, [{"Action": "f", "Action_Input": '{"a": 1}'}], [], text):
         for scorer in SCORERS if syntax in ("auto", "action") else ("strict",):
             result = grade(text, expected, text, syntax=syntax, scorer=scorer)
             assert (result.outcome in JUDGED) == (result.score in (0.0, 1.0))
+            result.reason.encode()
             assert grade(text, expected, syntax=syntax, scorer=scorer).outcome in (*JUDGED, "error")
 
 

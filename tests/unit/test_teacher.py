@@ -75,6 +75,15 @@ def test_refresh_rule_asks_for_a_lead(model):
     assert teacher_value(teacher) == 3.0
 
 
+def test_an_equal_challenger_replaces_nobody(model):
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=1, refresh_margin=0.0)
+    set_all(model, 3.0)
+    teacher.observe([0.5], [0.5])
+    teacher.after_step(1)
+    assert teacher_value(teacher) == 1.0
+
+
 def test_a_refresh_can_blend(model):
     """Blend 0.25, teacher 1, student 3: 0.75 * 1 + 0.25 * 3 = 1.5; a look at it beforehand changes nothing."""
     set_all(model, 1.0)

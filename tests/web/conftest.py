@@ -99,8 +99,8 @@ def page_of_runs(browser, runs, tmp_path_factory):
 def explore(show):
     """Opens a page of runs with the explorer alone: without charts, plotly.js need not run."""
 
-    def open_page(*folders, max_pairs=10_000, **window):
-        explorers = {folder.name: explorer(read_run(folder, folder.name), max_pairs) for folder in folders}
+    def open_page(*folders, max_pairs=10_000, max_bytes=10**8, **window):
+        explorers = {folder.name: explorer(read_run(folder, folder.name), max_pairs, max_bytes) for folder in folders}
         return show(html=render("pairs", [Section("manifest", "Manifest")], explorers), **window)
 
     return open_page

@@ -9,7 +9,8 @@ AFTER = (4, 4, 8, 8)
 """Correct samples of 8 on four problems. Accuracies .25 .5 .75 .5, mean .5, and .5 .5 1 1, mean .75. Their differences
 .25 0 .25 .5 have the mean .25 and the deviation sqrt((.25^2 + .25^2) / 3) = .2041; so have the accuracies before. With
 t(.975, 3) = 3.1824 the half width is 3.1824 * .2041 / 2 = .3248. Afterwards the deviation is sqrt(4 * .25^2 / 3) =
-.2887, the half width .4594."""
+.2887, the half width .4594. On the logit scale they are .3248 / (.5 * .5) = 1.2992 about 0, so .2143 to .7857, and
+.4594 / (.75 * .25) = 2.4501 about ln 3 = 1.0986, so .2056 to .9720."""
 
 
 def problems(correct, greedy=None):

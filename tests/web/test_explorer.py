@@ -150,10 +150,41 @@ def test_tokens_are_coloured_by_their_log_ratio(explore, tmp_path):
     expect(page.locator("#explorer-tokens")).to_contain_text("the student finds it likelier")
 
 
+def test_tokens_that_are_not_the_text(explore, tmp_path):
+    """A stop token, a character of two tokens, one of two UTF-16 units, and a ratio that is not known."""
+    record = pair(chosen="go 👩é!", rejected="plain")
+    pieces = ["go", " 👩", "\ufffd", "\ufffd", "!", "</s>"]
+    record["chosen"] |= {"token_texts": pieces, "token_log_ratios": [0.123, -1.5, None, 2.25, 0, 0]}
+    page = explore(write_run(tmp_path / "run", samples=[record]))
+    tokens = page.locator(".chosen .token").all()
+    assert [token.inner_text() for token in tokens] == pieces
+    titles = [token.get_attribute("title") for token in tokens]
+    assert titles[:4] == [f"log-ratio {text}" for text in ("0.123", "\N{MINUS SIGN}1.5", "\N{EN DASH}", "2.25")]
+    expect(page.locator(".rejected pre")).to_have_text("plain")
+
+
+def test_a_very_long_token_is_cut_like_a_text(explore, tmp_path):
+    """Its last character before the cut, 2000 from the start, is half of a surrogate pair and goes."""
+    record = pair(chosen="long")
+    long = "x" * 1998 + "👩" + "y" * 998_000
+    record["chosen"] |= {"token_texts": ["a", long, "b"], "token_log_ratios": [0.05, 0.6, -1.5]}
+    page = explore(write_run(tmp_path / "run", samples=[record]))
+    card = page.locator(".chosen")
+    assert card.locator("pre").inner_text() == "a" + "x" * 1998
+    card.get_by_text("Tokens as a table").click()
+    expect(card.locator("tbody tr")).to_have_count(3)
+    assert rows(page, "Log-ratio by token")[1] == ["2", '"' + "x" * 100 + '"…', "0.6"]
+    card.get_by_role("button", name="Show all 3 tokens, 1,000,002 characters").click()
+    assert card.locator("pre").evaluate("node => node.textContent") == f"a{long}b"
+
+
 def test_thinned_pairs_are_said_to_be(explore, many):
     page = explore(many, max_pairs=20)
     expect(page.locator("#explorer-share")).to_contain_text("20 of the run's 45 pairs, evenly spaced")
     expect(page.get_by_role("status")).to_contain_text("20 pairs of 20")
+    expect(page.locator("#explorer-share")).to_contain_text("--max_pairs takes more")
+    page = explore(many, max_bytes=1000)
+    expect(page.locator("#explorer-share")).to_contain_text("--max_megabytes takes more")
 
 
 def test_the_document_stays_small_with_ten_thousand_pairs(explore, tmp_path):

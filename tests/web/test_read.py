@@ -7,6 +7,7 @@ import math
 import pytest
 
 from pbsd.report.commands import report
+from pbsd.report.commands import run as run_report
 from pbsd.report.elements import short, visible
 from pbsd.report.explorer import explorer
 from pbsd.report.files import read_lines, read_text
@@ -24,8 +25,8 @@ def test_intervals_are_those_derived_by_hand(tmp_path):
     before, after = run.before.accuracy("sampled"), run.after.accuracy("sampled")
     gain = difference(run.before, run.after, "sampled")
     assert (before.estimate, after.estimate, gain.estimate) == (0.5, 0.75, 0.25)
-    assert before.high - before.estimate == pytest.approx(0.3248, abs=1e-4)
-    assert after.high - after.estimate == pytest.approx(0.4594, abs=1e-4)
+    assert (before.low, before.high) == pytest.approx((0.2143, 0.7857), abs=1e-4)
+    assert (after.low, after.high) == pytest.approx((0.2056, 0.9720), abs=1e-4)
     assert gain.estimate - gain.low == pytest.approx(0.3248, abs=1e-4)
 
 
@@ -165,6 +166,41 @@ def test_more_pairs_than_the_limit_are_thinned_evenly(tmp_path, total, limit, ke
     )
 
 
+def test_pairs_are_thinned_to_fit_the_bytes(tmp_path):
+    """Twenty pairs hold 1000 two-byte letters each: 2000 bytes, their prompts and contexts (20 each) and short texts
+    besides. 20,500 bytes hold nine of them; one pair is kept even where it is too large."""
+    run = read_run(write_run(tmp_path / "run", samples=[pair(n, n, chosen="é" * 1000) for n in range(20)]), "run")
+    whole, found, one = (explorer(run, 100, max_bytes) for max_bytes in (10**6, 20_500, 10))
+    assert (len(whole.records), whole.more) == (20, "--max_pairs") and whole.size > 40_000
+    assert (len(found.records), found.total, found.more) == (9, 20, "--max_megabytes") and found.size <= 20_500
+    assert [record["step"] for record in found.records] == [n * 20 // 9 for n in range(9)]
+    assert len(one.records) == 1
+
+
+def test_the_runs_of_a_page_share_its_bytes(tmp_path):
+    """Each of the two holds about 2,000 bytes."""
+    runs = [write_run(tmp_path / name, samples=[pair(n, chosen="x" * 900) for n in (1, 2)]) for name in "ab"]
+    assert report(runs, max_bytes=5000).count('"more":"--max_megabytes"') == 0
+    assert report(runs, max_bytes=3000).count('"more":"--max_megabytes"') == 2
+
+
+@pytest.mark.parametrize("option", ["--max_pairs", "--max_megabytes"])
+def test_a_page_holds_one_pair_at_least(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_report([str(write_run(tmp_path / "run")), option, "0"])
+    assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_tokens_are_stored_once(tmp_path):
+    """As lengths in UTF-16 units, and what the text lacks: the stop token; all after a character of several tokens."""
+    record = pair(chosen="go 👩!", rejected="é.")
+    record["chosen"] |= {"token_texts": ["go", " 👩", "!", "</s>"], "token_log_ratios": [0.0004, -1.25, None, 40]}
+    record["rejected"] |= {"token_texts": ["\ufffd", "\ufffd", "."], "token_log_ratios": [1, 2, 3]}
+    sides = explorer(read_run(write_run(tmp_path / "run", samples=[record]), "run"), 1).records[0]["sides"]
+    packed = [[side[key] for key in ("lengths", "rest", "ratios")] for side in sides]
+    assert packed == [["2,3,1,4", "</s>", "0,-1250,,40000"], ["1,1,1", "\ufffd\ufffd.", "1000,2000,3000"]]
+
+
 def test_a_text_that_many_pairs_share_is_stored_once(tmp_path):
     records = [pair(row=n % 2) for n in range(50)]
     found = explorer(read_run(write_run(tmp_path / "run", samples=records), "run"), 100)
@@ -209,18 +245,27 @@ def test_a_band_is_the_range_over_seeds():
 
 def test_final_accuracy_of_seeds_counts_their_spread():
     """All problems 1 under one seed and .5 under the other: problem means do not differ, seed means do, by .25 from
-    their mean. Half width: t(.975, 1) sqrt(2 * .25^2 / 2) = 12.706 * .25."""
+    their mean. Half width: t(.975, 1) sqrt(2 * .25^2 / 2) = 12.706 * .25, over .75 * .25 on the logit scale."""
     seeds = [trial([], name, dict.fromkeys("abcd", value).items()) for name, value in (("0", 1.0), ("1", 0.5))]
     value = final_accuracy(seeds)
-    assert value.estimate == 0.75 and value.high - value.estimate == pytest.approx(12.706 * 0.25, rel=1e-4)
+    half = 12.7062 * 0.25 / 0.1875
+    assert value.estimate == 0.75
+    assert 1 - value.high == pytest.approx(1 / (1 + 3 * math.exp(half)), rel=1e-3)
+
+
+def test_seeds_that_solve_nothing_are_not_certain():
+    """Four problems that both seeds fail: 1 - .025^(1/4), as with one seed."""
+    seeds = [trial([], name, dict.fromkeys("abcd", 0.0).items()) for name in "01"]
+    assert (final_accuracy(seeds).low, final_accuracy(seeds).high) == (0, pytest.approx(0.60236, abs=1e-5))
 
 
 def test_final_accuracy_on_different_problems_is_over_problems():
-    """Problem means over the seeds that have them .5, 1 and 1: mean 2.5 / 3, deviation .2887, t(.975, 2) = 4.3027."""
+    """Problem means over the seeds that have them .5, 1 and 1: mean 2.5 / 3, deviation .2887, t(.975, 2) = 4.3027: half
+    width .71713, on the logit scale over 5/36, about ln 5."""
     seeds = [trial([], "0", {"a": 1.0, "b": 1.0}.items()), trial([], "1", {"a": 0.0, "c": 1.0, "d": math.nan}.items())]
     value = final_accuracy(seeds)
     assert value.estimate == pytest.approx(2.5 / 3)
-    assert value.high - value.estimate == pytest.approx(4.3027 * 0.28868 / math.sqrt(3), rel=1e-4)
+    assert value.low == pytest.approx(1 / (1 + math.exp(0.71713 * 36 / 5) / 5), rel=1e-3)
 
 
 def test_a_study_is_read_by_method_cell_and_seed(tmp_path):
@@ -261,6 +306,9 @@ def test_a_json_block_cannot_end_its_element_and_says_the_same(text):
 
 def test_invisible_and_reordering_characters_are_written_out():
     assert visible("a\u202eb\u2066\x00\ud800\U000e0041") == "a⟨U+202E⟩b⟨U+2066⟩⟨U+0000⟩⟨U+D800⟩⟨U+E0041⟩"
+    hidden = (0xAD, 0x34F, 0x115F, 0x1160, 0x180B, 0x180D, 0x2800, 0x3164, 0xFE00, 0xFE0F, 0xFFA0, 0xE0100, 0xE01EF)
+    assert visible("".join(map(chr, hidden))) == "".join(f"⟨U+{code:04X}⟩" for code in hidden)
+    assert visible("❤\ufe0f") == "❤⟨U+FE0F⟩"  # the heart is seen
     assert visible("tab\tline\n👩\u200d🔬 فارسی") == "tab\tline\n👩\u200d🔬 فارسی"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
+
 from pbsd.benchmarks.tables import check_columns, load_table, table_rows
 
 RawRow = dict[str, Any]
@@ -73,6 +75,20 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """Where the same problem must not be kept twice. Of equal problems with equal answers the first stays; with
+    different answers none does, for at most one of them can be right.
+
+    Attributes:
+        problem: a raw row -> its problem.
+        equal: pairs of answers that are written differently -> whether each pair is the same answer.
+    """
+
+    problem: Callable[[RawRow], str]
+    equal: Callable[[Sequence[tuple[str, str]]], Sequence[bool]]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """How a table of the hub becomes rows.
 
@@ -81,9 +97,7 @@ class Table:
         columns: split -> the columns that are read and must be there.
         convert: a raw row and its number -> our row; may raise UnusableRow.
         optional: columns that are read where they are there.
-        problem: a raw row -> its problem, where the same one must not be kept twice. Of equal problems with equal
-            answers the first stays; with different answers none does, for at most one of them can be right. Answers
-            are compared as text, blanks aside.
+        once: how to tell that a problem is there twice; None: every row is kept.
     """
 
     hub_id: str
@@ -92,32 +106,32 @@ class Table:
     optional: Sequence[str] = ()
     config: str | None = None
     revision: str | None = None
-    problem: Callable[[RawRow], str] | None = None
+    once: Once | None = None
 
-    def read(self, query: Query) -> Rows:
-        """Raises ValueError for a table or columns that are missing, or when no row is usable."""
+    def load(self, query: Query) -> tuple[datasets.Dataset, str]:
+        """The rows as they are, and where they came from. Raises ValueError when they cannot be had."""
         assert query.split is not None
         revision = query.revision or self.revision
-        table = load_table(
+        raw = load_table(
             query.local or self.hub_id,
             split=query.split,
             config=query.config or (None if query.local else self.config),
             revision=revision,
         )
-        source = query.local or f"{self.hub_id}{f'@{revision}' if revision else ''}"
-        required = self.columns[query.split]
-        check_columns(table.column_names, required, f"{source}, split {query.split!r}")
-        return self.convert_all(table_rows(table, [*required, *self.optional]), source)
+        return raw, query.local or f"{self.hub_id}{f'@{revision}' if revision else ''}"
+
+    def fits(self, raw: datasets.Dataset, split: str) -> bool:
+        return set(self.columns[split]) <= set(raw.column_names)
 
     def convert_all(self, raw_rows: Iterable[RawRow], source: str) -> Rows:
         """Raises ValueError when no row is usable, or a column holds another kind of thing."""
         kept: dict[str, Row] = {}
         left_out: Counter[str] = Counter()
-        conflicting: set[str] = set()
+        rivals: dict[str, dict[str, str]] = {}
         for index, raw in enumerate(raw_rows):
             try:
                 row = self.convert(raw, index)
-                key = str(index) if self.problem is None else " ".join(self.problem(raw).split())
+                key = str(index) if self.once is None else " ".join(self.once.problem(raw).split())
             except UnusableRow as reason:
                 left_out[str(reason)] += 1
                 continue
@@ -130,8 +144,9 @@ class Table:
             if first is row:
                 continue
             left_out["rows with a problem that was there before"] += 1
-            if _answer(row) != _answer(first):
-                conflicting.add(key)
+            if (answer := _unspaced(row["answer"])) != _unspaced(first["answer"]):
+                rivals.setdefault(key, {})[answer] = row["answer"]
+        conflicting = self._conflicting(kept, rivals)
         for key in conflicting:
             del kept[key]
         if conflicting:
@@ -140,6 +155,38 @@ class Table:
             raise ValueError(f"{source}: no usable row; left out: {dict(left_out) or 'nothing, the table is empty'}")
         return Rows(list(kept.values()), source, dict(left_out))
 
+    def _conflicting(self, kept: Mapping[str, Row], rivals: Mapping[str, Mapping[str, str]]) -> set[str]:
+        """The problems of which an answer that is written otherwise (`rivals`) is another answer."""
+        if self.once is None or not rivals:
+            return set()
+        found = [(key, answer) for key, answers in rivals.items() for answer in answers.values()]
+        equal = self.once.equal([(kept[key]["answer"], answer) for key, answer in found])
+        return {key for (key, _), same in zip(found, equal, strict=True) if not same}
 
-def _answer(row: Row) -> str:
-    return "".join(str(row["answer"]).split())
+
+def reader(*tables: Table) -> Callable[[Query], Rows]:
+    """What reads a benchmark that is published in several layouts: the first of them lies on the hub, and of those that
+    have the query's split the first whose columns are there is read.
+
+    It raises ValueError for a table or columns that are missing, or when no row is usable.
+    """
+
+    def read(query: Query) -> Rows:
+        assert query.split is not None
+        of_split = [table for table in tables if query.split in table.columns]
+        raw, source = of_split[0].load(query)
+        table = next((table for table in of_split if table.fits(raw, query.split)), of_split[0])
+        required = table.columns[query.split]
+        check_columns(raw.column_names, required, f"{source}, split {query.split!r}")
+        return table.convert_all(table_rows(raw, [*required, *table.optional]), source)
+
+    return read
+
+
+def splits(tables: Sequence[Table]) -> tuple[str, ...]:
+    """In the order in which they are first named."""
+    return tuple(dict.fromkeys(split for table in tables for split in table.columns))
+
+
+def _unspaced(answer: str) -> str:
+    return "".join(answer.split())

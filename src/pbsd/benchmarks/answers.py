@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from typing import Any
 
 from pbsd.rewards import math_text
 from pbsd.rewards.text import final_text
@@ -39,10 +39,22 @@ def tool_answer(completion: str) -> str | None:
     if text is None:
         return None
     try:
-        calls = parse_calls(text, "auto")
+        return ", ".join(sorted(map(_ordered, parse_calls(text, "auto"))))
     except ValueError:
         return None if looks_like_call(text) else NO_CALL
-    return json.dumps(sorted(json.dumps(call, sort_keys=True, default=repr) for call in calls))
+    except RecursionError:  # too deep to be put in order: it votes as it stands
+        return "".join(text.split())
+
+
+def _ordered(value: Any) -> str:
+    """A text that is the same for objects in any order and for tuples as for lists. Python allows any key, JSON not."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(sorted(f'{_ordered(key)}: {_ordered(item)}' for key, item in value.items()))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_ordered, value))}]"
+    if isinstance(value, set):
+        return f"set({sorted(map(_ordered, value))})"
+    return ascii(value)
 
 
 def tagged_answer(completion: str) -> str | None:

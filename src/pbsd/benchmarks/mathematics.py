@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pbsd.benchmarks import answers, examples
-from pbsd.benchmarks.adapter import Benchmark, RawRow, Row, Table, UnusableRow
+from pbsd.benchmarks.adapter import Benchmark, Once, RawRow, Row, Table, UnusableRow, reader, splits
+from pbsd.rewards import GraderPool, math_text
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """Follows every problem: the wording that Qwen's model cards advise."""
@@ -38,10 +39,19 @@ def _columns(problem: str, answer: str = "answer") -> Callable[[RawRow, int], Ro
     """A converter of tables that have these columns, and perhaps `solution` and an id."""
 
     def convert(raw: RawRow, index: int) -> Row:
-        identity = next((raw[name] for name in ("id", "unique_id", "problem_idx") if raw.get(name) is not None), index)
-        return _row(raw[problem], raw[answer], raw.get("solution"), identity)
+        return _row(raw[problem], raw[answer], raw.get("solution"), _identity(raw, index))
 
     return convert
+
+
+def _identity(raw: RawRow, index: int) -> Any:
+    return next((raw[name] for name in ("id", "unique_id", "problem_idx") if raw.get(name) is not None), index)
+
+
+def _marked_in_solution(raw: RawRow, index: int) -> Row:
+    """Of a table whose answers stand in the solutions' boxes alone."""
+    answer = math_text.marked_answer(math_text.normalized(str(raw["solution"])))
+    return _row(raw["problem"], answer, raw["solution"], _identity(raw, index))
 
 
 def _gsm8k(raw: RawRow, index: int) -> Row:
@@ -71,13 +81,20 @@ def _final_answer(answer: Any) -> str:
     return f"The final answer is {answer}."
 
 
-def _benchmark(name: str, table: Table) -> Benchmark:
+def _equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """By the grader, which takes 1/2 for 0.5; what it cannot read or compare in its time is not equal."""
+    calls = [{"answer": first, "completion": f"\\boxed{{{second}}}"} for first, second in pairs]
+    with GraderPool() as pool:
+        return [grade.outcome == "correct" for grade in pool.map("pbsd.rewards.math:grade", calls)]
+
+
+def _benchmark(name: str, tables: Sequence[Table]) -> Benchmark:
     return Benchmark(
         name=name,
-        splits=tuple(table.columns),
+        splits=splits(tables),
         reward="math",
-        read=table.read,
-        example=lambda split: table.convert_all(examples.MATHEMATICS[name], "example rows"),
+        read=reader(*tables),
+        example=lambda split: tables[0].convert_all(examples.MATHEMATICS[name], "example rows"),
         answer_key=answers.math_answer,
         gold=lambda row: f"\\boxed{{{row['answer']}}}",
     )
@@ -101,20 +118,32 @@ _TABLES: Mapping[str, Table] = {
         "siyanzhao/Openthoughts_math_30k_opsd",
         {"train": ("problem", "solution", "Answer")},
         _columns("problem", "Answer"),
-        problem=lambda raw: str(raw["problem"]),
+        once=Once(lambda raw: str(raw["problem"]), _equal),
     ),
     "dapo-math-17k": Table(
-        "BytedTsinghua-SIA/DAPO-Math-17k", {"train": ("prompt", "reward_model")}, _dapo, problem=_dapo_problem
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        {"train": ("prompt", "reward_model")},
+        _dapo,
+        once=Once(_dapo_problem, _equal),
     ),
     "dapo-math-17k-processed": Table(
         "open-r1/DAPO-Math-17k-Processed",
         {"train": ("prompt", "solution")},
         _dapo_processed,
         config="en",
-        problem=lambda raw: str(raw["prompt"]),
+        once=Once(lambda raw: str(raw["prompt"]), _equal),
     ),
 }
 """The hub's own names of splits: AIME's and HMMT's problems stand in `train`. No revision is pinned here, as none was
 known when this was written: the result of an evaluation holds a hash of the rows, and `--revision` pins one."""
 
-MATHEMATICS = {name: _benchmark(name, table) for name, table in _TABLES.items()}
+_OTHER_LAYOUTS: Mapping[str, Sequence[Table]] = {
+    "aime24": [Table("math-ai/aime24", {"test": ("problem", "solution")}, _marked_in_solution, ("id",))],
+    "aime25": [
+        Table("yentinglin/aime_2025", {"train": ("problem", "answer")}, _columns("problem"), ("id",)),
+        Table("math-ai/aime25", {"test": ("problem", "answer")}, _columns("problem"), ("id",)),
+    ],
+}
+"""The same problems as others publish them, read where the split or the columns of local files are theirs."""
+
+MATHEMATICS = {name: _benchmark(name, [table, *_OTHER_LAYOUTS.get(name, ())]) for name, table in _TABLES.items()}

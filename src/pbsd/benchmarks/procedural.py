@@ -5,17 +5,20 @@ This is the only module that imports the library (the extra `pbsd[reasoning-gym]
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
-import hashlib
 import json
+import random
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from pbsd.benchmarks import answers
 from pbsd.benchmarks.adapter import Benchmark, Query, Row, Rows
 from pbsd.rewards.functions import GradedReward
-from pbsd.rewards.grade import Grade, correct, error, unparsed, wrong
+from pbsd.rewards.grade import Grade, correct, unparsed, wrong
 
 PREFIX = "reasoning-gym:"
 SPLITS = ("test", "train", "validation")
@@ -84,24 +87,54 @@ def _dataset(task: str, seed: int, size: int, options: str) -> Any:
 
 
 def _row(dataset: Any, task: str, seed: int, size: int, options: Mapping[str, Any], index: int) -> Row:
-    entry = dataset[index]
+    entry = _entry(dataset, seed, index)
     return {
         "id": f"{task}/{seed + index}",
         "prompt": [{"role": "user", "content": f"{entry['question']}\n\n{INSTRUCTION}"}],
         "privileged_context": None if entry["answer"] is None else f"The final answer is {entry['answer']}.",
         "answer": entry["answer"],
-        # What an entry holds is not always JSON: the grader makes it again.
         "entry": json.dumps(
             {
                 "task": task, "seed": seed, "size": size, "options": json.dumps(options, sort_keys=True),
-                "index": index, "question_sha256": _sha256(entry["question"]),
+                "entry": _literal(task, entry),
             }
         ),
     }  # fmt: skip
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _entry(dataset: Any, seed: int, index: int) -> dict[str, Any]:
+    """An entry of the task. `list_functions` draws from Python's global generator, which is set for it and restored."""
+    state = random.getstate()
+    random.seed(seed + index)
+    try:
+        entry: dict[str, Any] = dataset[index]
+    finally:
+        random.setstate(state)
+    return entry
+
+
+def _literal(task: str, entry: dict[str, Any]) -> str:
+    """The entry as a Python literal: JSON would make lists of its tuples and strings of its integer keys.
+
+    It goes with the row, because some tasks make another problem from the same seed in another process.
+    """
+    entry = _without_numpy(entry)
+    text = repr(entry)
+    try:
+        same = ast.literal_eval(text) == entry
+    except (ValueError, SyntaxError):
+        same = False
+    if not same:
+        raise ValueError(f"{PREFIX}{task} cannot be used: its scorer needs more than text can carry: {text:.200}")
+    return text
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _gold(row: Row) -> str | None:
@@ -111,19 +144,20 @@ def _gold(row: Row) -> str | None:
 def grade(completion: str, entry: str) -> Grade:
     """The library's score of the text in the last `<answer>` tag: `correct` at 1, else `wrong` with its part score.
 
-    `entry` says how to make the problem again; one that comes out otherwise, as by another version of the library, is
-    an `error`. Raises what the library's scorer raises.
+    `entry` holds the task's options and the problem itself. An answer that the library's scorer raises on is `wrong`.
+    Raises ValueError or KeyError for any other `entry`.
     """
     made_by = json.loads(entry)
     dataset = _dataset(made_by["task"], made_by["seed"], made_by["size"], made_by["options"])
-    problem = dataset[made_by["index"]]
-    if _sha256(problem["question"]) != made_by["question_sha256"]:
-        return error(f"{made_by['task']}, problem {made_by['index']}: the installed reasoning-gym makes another one")
+    problem = ast.literal_eval(made_by["entry"])
     answer = answers.tagged_answer(completion)
     if answer is None:
         return unparsed("no <answer> tag")
-    score = float(dataset.score_answer(answer, problem))
-    return correct() if score >= 1 else Grade("wrong", score, wrong().reason)
+    try:
+        score = float(dataset.score_answer(answer, problem))
+    except Exception as failure:
+        return wrong(f"the scorer raised {type(failure).__name__}: {failure}")
+    return correct() if score >= 1 else Grade("wrong", score)
 
 
 reward = GradedReward("reasoning_gym", "pbsd.benchmarks.procedural:grade", {"entry": "entry"})

@@ -1,4 +1,4 @@
-"""ToolAlpaca as SDFT uses it: one prompt holds the tools and the question, and the answer is `Action:` lines."""
+"""ToolAlpaca as SDFT and SDPO use it: a prompt holds the tools and the question, an answer is `Action:` lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pbsd.benchmarks import answers, examples
-from pbsd.benchmarks.adapter import Benchmark, RawRow, Row, Table, UnusableRow
+from pbsd.benchmarks.adapter import Benchmark, RawRow, Row, Table, UnusableRow, reader, splits
 from pbsd.rewards.tool_syntax import parse_calls
 
 
@@ -22,6 +22,14 @@ def _row(raw: RawRow, index: int) -> Row:
         "privileged_context": response or None,
         "answer": json.dumps(_calls_of(response) if golden is None else _listed(golden)),
     }
+
+
+def _sdpo_row(raw: RawRow, index: int) -> Row:
+    """Of the files in SDPO's repository, which hold no responses: rows have no privileged context."""
+    row = _row({"prompt": raw["prompt"], "golden_answer": raw["answer"] or []}, index)
+    if raw.get("system"):
+        row["prompt"] = [{"role": "system", "content": raw["system"]}, *row["prompt"]]
+    return row
 
 
 def _listed(golden: Any) -> list[Any]:
@@ -57,20 +65,21 @@ def _gold(row: Row) -> str:
     return "\n".join(lines)
 
 
-_TABLE = Table(
+_SDFT = Table(
     "Ahren09/ToolAlpaca",
     {"test": ("prompt", "golden_answer"), "train": ("prompt", "golden_response")},
     _row,
     optional=("golden_response",),
 )
+_SDPO = Table(_SDFT.hub_id, dict.fromkeys(("test", "train"), ("prompt", "answer")), _sdpo_row, optional=("system",))
 
 TOOLALPACA = {
     "toolalpaca": Benchmark(
         name="toolalpaca",
-        splits=tuple(_TABLE.columns),
+        splits=splits([_SDFT, _SDPO]),
         reward={"name": "tool_call", "syntax": "action"},
-        read=_TABLE.read,
-        example=lambda split: _TABLE.convert_all(examples.TOOLALPACA[split], "example rows"),
+        read=reader(_SDFT, _SDPO),
+        example=lambda split: _SDFT.convert_all(examples.TOOLALPACA[split], "example rows"),
         answer_key=answers.tool_answer,
         gold=_gold,
     )

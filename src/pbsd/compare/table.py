@@ -15,6 +15,7 @@ from pbsd.compare.findings import Findings, read_findings
 from pbsd.compare.statistics import Interval, average_ranks, crossed_interval
 from pbsd.compare.study import Cell
 
+_ALIKE = 1.02
 CLOSE = 0.9
 """Share of the best method's final accuracy that tokens are counted to."""
 
@@ -54,8 +55,8 @@ def _rules(findings: Findings) -> str:
         f"{study['budget']['generated_tokens']:,} generated tokens (student and teacher) or "
         f"{study['budget']['max_steps']} steps, whichever comes first. A cell is a task, a world and a scale; means "
         "over cells have equal weights. Intervals are of 95%, two-way clustered by problem and seed "
-        "(`pbsd.compare.statistics`); with one seed there is none. Tokens and drops are read on validation curves, "
-        "averaged over seeds."
+        "(`pbsd.compare.statistics`); with one seed there is none, and with two that of a single cell covers about 90% "
+        "where seeds differ much. Tokens and drops are read on validation curves, averaged over seeds."
     )
 
 
@@ -163,6 +164,7 @@ def _cell_tables(findings: Findings) -> list[str]:
     summary = [
         ["mean", *(f"{statistics.fmean(drops[method]):.1f}" for method in methods)],
         ["largest", *(f"{max(drops[method]):.1f}" for method in methods)],
+        ["largest of a run", *(f"{100 * largest_drop(findings, method):.1f}" for method in methods)],
     ]
     return [
         "## By cell\n\nEvery method over all seeds that it has finished.",
@@ -174,6 +176,11 @@ def _cell_tables(findings: Findings) -> list[str]:
         _table(titles, [*by_cell(drop), *summary]),
         *_race(findings, methods),
     ]
+
+
+def largest_drop(findings: Findings, method: str) -> float:
+    """Of validation accuracy from the peak to the end, of any run: noise of the measurements is part of it."""
+    return max(max(curve) - curve[-1] for unit, (_, curve) in findings.curves.items() if unit.method == method)
 
 
 def tokens_to_best(findings: Findings, cell: Cell, method: str) -> str:
@@ -232,7 +239,25 @@ def _usage(findings: Findings) -> list[str]:
         "## What training used",
         _table(titles, rows),
         f"The number of distinct prompts per step is {note}.",
+        *_unequal_tokens(findings),
     ]
+
+
+def _unequal_tokens(findings: Findings) -> list[str]:
+    """Where runs of some methods generated more than those of others, by the means of a cell."""
+    spent: dict[Cell, dict[str, list[int]]] = {}
+    for run in findings.choices["runs"]:
+        if run["generated_tokens"]:
+            cell = Cell(run["task"], run["world"], run["scale"])
+            spent.setdefault(cell, {}).setdefault(run["method"], []).append(run["generated_tokens"])
+    lines = []
+    for cell, by_method in spent.items():
+        means = {method: statistics.fmean(tokens) for method, tokens in by_method.items()}
+        least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        if means[most] > _ALIKE * means[least]:
+            lines.append(f"- {_cell(cell)}: {most} {means[most]:,.0f}, {least} {means[least]:,.0f}")
+    title = f"Mean generated tokens differ by more than {_ALIKE - 1:.0%}, of the most and the least:"
+    return [title, "\n".join(lines)] if lines else []
 
 
 def usage(findings: Findings) -> TitledRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
@@ -203,6 +204,13 @@ class RolloutConfig(TrainingArguments):
         return SamplingParams(max_completion_length=self.max_completion_length, generation_kwargs=processors, **options)
 
     @property
+    def samples_policy(self) -> bool:
+        """Whether completions are drawn from the policy itself: temperature 1, nothing truncated or processed."""
+        params = self.sampling_params()
+        truncated = params.top_p < 1 or params.top_k or params.min_p
+        return params.temperature == 1 and not truncated and not params.generation_kwargs
+
+    @property
     def teacher_kind(self) -> TeacherKind | None:
         """Whose weights are kept beside the student's: the teacher's, or the reference's (initial); None: nobody's."""
         return None
@@ -234,12 +242,14 @@ class TeacherConfig(RolloutConfig):
     ema_decay: float = option(0.99, "ema: weight of the old average at each step (0.99 keeps 99 percent).")
     teacher_refresh_steps: int = option(50, "refreshed: copy the student (or check the rule) every so many steps.")
     teacher_refresh_margin: float | None = option(
-        None, "refreshed: copy only if the mean reward of the challenger leads the teacher's by this much."
+        None,
+        "refreshed: copy only if the mean reward of the challenger leads the teacher's by more than this, 0 or above; "
+        "null copies without asking.",
     )
     teacher_refresh_measure: RefreshMeasure = option(
         "student",
         "Challenger of the margin. student: its samples since the last check; context: the refreshed teacher's, under "
-        "its prompts, as many as the teacher's, in the step of the check (they count as generated).",
+        "its prompts, as many for each as the teacher wrote for any, in the step of the check (counted as generated).",
     )
     teacher_refresh_blend: float = option(1.0, "refreshed: weight of the student in the new teacher; 1 copies it.")
     context: ContextArm = option(
@@ -274,6 +284,11 @@ class TeacherConfig(RolloutConfig):
                 "teacher_refresh_margin compares rewards of student and teacher samples for teacher='refreshed'; "
                 f"{type(self).__name__} with teacher={self.teacher!r} cannot: leave it out"
             )
+        if self.teacher_refresh_margin is not None and not 0 <= self.teacher_refresh_margin < math.inf:
+            raise ValueError(
+                f"teacher_refresh_margin must be at least 0, got {self.teacher_refresh_margin}: a teacher is not to be "
+                "replaced by a worse one"
+            )
         if not 0 < self.teacher_refresh_blend <= 1:
             raise ValueError(f"teacher_refresh_blend must lie in (0, 1], got {self.teacher_refresh_blend}")
         if self.teacher_refresh_measure != "student" and self.teacher_refresh_margin is None:
@@ -282,7 +297,10 @@ class TeacherConfig(RolloutConfig):
             )
         if self.teacher_refresh_blend != 1 and self.teacher != "refreshed":
             raise ValueError("teacher_refresh_blend is read with teacher='refreshed' alone: leave it out")
-        if self.teacher in ("live", "ema") and not self.uses_rewards:
+        moves_unasked = self.teacher in ("live", "ema") or (
+            self.teacher == "refreshed" and self.teacher_refresh_margin is None
+        )
+        if moves_unasked and not self.uses_rewards:
             warnings.warn(
                 f"teacher={self.teacher!r} with {self.objective} reads no reward: a moving teacher without labels is a "
                 f"feedback loop that collapses to few completions. Choose {self._how_to_use_rewards}teacher='initial'.",

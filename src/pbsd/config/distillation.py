@@ -60,10 +60,10 @@ class DistillationConfig(TeacherConfig):
                 )
             if self.distillation_entry_clip is not None:
                 raise ValueError("distillation_entry_clip needs whole distributions: not with sampled_token")
-            if self.temperature != 1:
+            if not self.samples_policy:
                 raise ValueError(
-                    "distillation_mode='sampled_token' needs samples of the policy itself: set temperature=1, or "
-                    "choose full_logits or topk_logits"
+                    "distillation_mode='sampled_token' needs samples of the policy itself: set temperature=1, top_p=1, "
+                    "top_k=0, no min_p and no generation_kwargs, or choose full_logits or topk_logits"
                 )
 
     @property

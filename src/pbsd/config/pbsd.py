@@ -15,6 +15,23 @@ from pbsd.pairs import Pairing, PairPolicy
 PROJECTIONS = ("preference", "group", "imitation", "direct")
 SCHEDULED = (*(f"{name}_coef" for name in PROJECTIONS), "nll_coef", "reward_scale")
 
+Preset = Literal["mixed", "pairs", "published"]
+_PAIRS = {
+    "preference_coef": 1.0, "nll_coef": 1.0, "imitation_coef": 0.0, "imitation_from": "teacher",
+    "imitation_weights": "group", "imitation_prompts": "all", "imitation_gate": "none", "direct_coef": 0.0,
+    "adaptive_generations": False, "pairing": "all", "pair_policy": "oriented",
+}  # fmt: skip
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "mixed": {
+        **_PAIRS, "preference_coef": 0.0, "nll_coef": 0.0, "imitation_coef": 1.0, "imitation_from": "union",
+        "imitation_weights": "exact", "imitation_prompts": "failing", "imitation_gate": "handover", "direct_coef": 1.0,
+        "adaptive_generations": True,
+    },
+    "pairs": _PAIRS,
+    "published": {**_PAIRS, "pairing": "cross", "pair_policy": "all", "nll_coef": 0.0},
+}  # fmt: skip
+"""What the options are that are left at null."""
+
 
 @dataclass
 class PBSDConfig(TeacherSamplesConfig):
@@ -24,53 +41,59 @@ class PBSDConfig(TeacherSamplesConfig):
     the sum of coefficient times mean, over pairs for `preference` (and the `nll` anchor on their chosen side), over
     prompts for `group` and `imitation`, over student samples for `direct`. `preference` with `bradley_terry` or
     `squared`, `group`, and `direct` have P* as their optimum, so their coefficients may be scheduled without moving the
-    target (`imitation` has it for large groups only; the anchor and ordered logistic pairs do not; docs/theory.md).
+    target (`imitation` has it with exact weights, or for large groups; the anchor and ordered logistic pairs do not;
+    docs/theory.md).
 
-    The default objective is ours, chosen in the lab (studies/defaults, docs/log.md): the paper's loss on pairs of the
-    union that the rewards put in order, with a likelihood anchor. The paper's own is loss_type="logistic",
-    pairing="cross", pair_policy="all", nll_coef=0.
+    A preset says how they are mixed, and every option of it can be given by itself. `mixed`, the default, is the
+    strongest on average of what studies/strength compares: imitation of the tilted teacher by the union of the samples
+    where the student fails, as far as the teacher's first half helps it, and the direct term on the student's own
+    samples, which are shared out by need; it learns from no pairs, but watches them. `pairs` is the paper's loss on
+    pairs of the union that the rewards put in order, with a likelihood anchor (studies/defaults). `published` is the
+    paper's own objective.
     """
 
     _VALID_DICT_FIELDS = [*TeacherSamplesConfig._VALID_DICT_FIELDS, "coef_schedule"]
     _how_to_use_rewards: ClassVar[str] = "loss_type='bradley_terry' or a pair_policy that reads rewards, or "
 
+    preset: Preset = option("mixed", "mixed, pairs or published: what the options are that are left at null (above).")
     beta: float = option(0.1, "Strength of the pull to the teacher; the tilt is reward_scale / beta.")
     loss_type: PreferenceLoss = option("logistic", "Pair loss: logistic (the paper's), bradley_terry or squared.")
     reward_scale: float = option(1.0, "eta: multiplies the reward inside the loss.")
     label_smoothing: float = option(0.0, "Probability that a preference label is wrong, below 1/2.")
-    preference_coef: float = option(1.0, "Weight of the pair loss (the paper's objective).")
+    preference_coef: float = option(None, "Weight of the pair loss (the paper's objective).")
     group_coef: float = option(0.0, "Weight of the log-variance of h - r over all judged samples of a prompt.")
-    imitation_coef: float = option(0.0, "Weight of the reward-tilted cross-entropy on the teacher's samples.")
+    imitation_coef: float = option(None, "Weight of the reward-tilted cross-entropy on the teacher's samples.")
     imitation_from: Literal["teacher", "union"] = option(
-        "teacher",
+        None,
         "imitation: the teacher's samples, or the union with the student's, each weighed by T over the mixture that "
         "the prompt's samples come from.",
     )
     imitation_weights: Literal["group", "exact"] = option(
-        "group",
+        None,
         "imitation: exp(reward_scale r / beta) over its sum in the group, biased in small groups, or over its value at "
         "reward_max: exact, and little weight on prompts where nothing is rewarded.",
     )
     imitation_prompts: Literal["all", "failing"] = option(
-        "all",
+        None,
         "imitation: all prompts alike, or each weighed by the share of the student's other samples that fail, so that "
         "it leads where success is rare and leaves the rest to the other terms.",
     )
     imitation_gate: Literal["none", "handover"] = option(
-        "none",
+        None,
         "imitation: handover multiplies its weight, and the teacher's share under adaptive_generations, by how much of "
         "the teacher's advantage is there when the student finishes what the teacher began (one sample per prompt and "
         "step): little where the teacher knows the answer and not the way (pbsd.handover).",
     )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
-        0.0, "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward."
+        None,
+        "Weight of -J on the student's samples: beta times the full-vocabulary KL to the teacher minus the reward.",
     )
     direct_kl_gradient: KLGradient = option(
         "exact", "direct: exact (P* is the optimum) or pathwise, the usual term, which ignores later divergence."
     )
     nll_coef: float = option(
-        1.0, "Weight of an anchor: mean negative log-likelihood per token of the chosen completion."
+        None, "Weight of an anchor: mean negative log-likelihood per token of the chosen completion."
     )
     coef_schedule: dict[str, Any] | str | None = option(
         None,
@@ -79,12 +102,13 @@ class PBSDConfig(TeacherSamplesConfig):
     )
     num_teacher_generations: int = option(4, "Teacher completions per prompt (K_T); 0 where no objective needs them.")
     adaptive_generations: bool = option(
-        False,
+        None,
         "Share K_S + K_T completions out by need: the student writes half of K_S; of the rest the teacher writes the "
-        "share of these that fail (at least one), the student what is left.",
+        "share of these that fail, times the handover where imitation_gate measures it (at least one), the student the "
+        "others.",
     )
-    pairing: Pairing = option("all", "cross: teacher against student samples; all: every two of the union.")
-    pair_policy: PairPolicy = option("oriented", "Which pairs stay: all (the paper), correct, improving or oriented.")
+    pairing: Pairing = option(None, "cross: teacher against student samples; all: every two of the union.")
+    pair_policy: PairPolicy = option(None, "Which pairs stay: all (the paper), correct, improving or oriented.")
     keep_ties: bool = option(False, "oriented: keep pairs of equal reward with label 1/2 instead of dropping them.")
 
     reuse_sampler_logprobs: bool = option(
@@ -94,6 +118,9 @@ class PBSDConfig(TeacherSamplesConfig):
     )
 
     def __post_init__(self) -> None:
+        for name, value in PRESETS.get(self.preset, {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         super().__post_init__()
         if not 0 < self.beta < math.inf:
             raise ValueError(f"beta must be positive, got {self.beta}")
@@ -116,21 +143,21 @@ class PBSDConfig(TeacherSamplesConfig):
         ):
             raise ValueError(
                 "num_teacher_generations must be at least 1 for imitation and for pairing='cross': raise it, or choose "
-                "pairing='all' and imitation_coef=0"
+                "pairing='all', imitation_coef=0 and adaptive_generations=False"
             )
 
-        if self.imitation_gate == "handover" and not self.may_use("imitation"):
-            raise ValueError(
-                "imitation_gate='handover' has nothing to weigh: raise imitation_coef, or take the gate out"
-            )
         if self.adaptive_generations and not self.num_teacher_generations:
             raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
-        params = self.sampling_params()
-        truncated = params.temperature != 1 or params.top_p < 1 or params.top_k or params.min_p
-        if self.imitation_from == "union" and (truncated or params.generation_kwargs):
+        if (self.imitation_from == "union" or self.may_use("direct")) and not self.samples_policy:
             raise ValueError(
-                "imitation_from='union' weighs samples by the probability they were drawn with: it needs "
+                "imitation_from='union' and direct_coef are exact for samples of the policy itself: they need "
                 "temperature=1, top_p=1, top_k=0, no min_p and no generation_kwargs"
+            )
+        if self.may_use("group") and self.num_generations + self.num_teacher_generations < 2:
+            raise ValueError("group_coef compares a prompt's samples: num_generations + num_teacher_generations >= 2")
+        if self.imitation_weights == "exact" and self.may_use("imitation") and self._least_reward_scale < 0:
+            raise ValueError(
+                "imitation_weights='exact' has no bound where reward_scale is negative: turn the rewards round instead"
             )
         if self.leakage_guard == "downweight" and self.may_use("group"):
             raise ValueError(
@@ -150,6 +177,15 @@ class PBSDConfig(TeacherSamplesConfig):
         return getattr(self, name) if points is None else _interpolate(points, step)
 
     @property
+    def _least_reward_scale(self) -> float:
+        points = as_dict(self.coef_schedule).get("reward_scale")
+        return self.reward_scale if points is None else min(value for _, value in points)
+
+    @property
+    def measures_handover(self) -> bool:
+        return self.imitation_gate == "handover" and (self.may_use("imitation") or self.adaptive_generations)
+
+    @property
     def learns_from_teacher(self) -> bool:
         return self.num_teacher_generations > 0
 
@@ -164,7 +200,8 @@ class PBSDConfig(TeacherSamplesConfig):
     @property
     def uses_rewards(self) -> bool:
         others = any(self.may_use(name) for name in PROJECTIONS[1:])
-        return others or self.loss_type != "logistic" or self.pair_policy != "all"
+        # Pairs of one role are put in the order of their rewards under any policy.
+        return others or self.loss_type != "logistic" or self.pair_policy != "all" or self.pairing == "all"
 
     @property
     def objective(self) -> str:

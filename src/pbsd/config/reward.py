@@ -19,8 +19,8 @@ class GRPOConfig(RolloutConfig):
     """Options of group-relative policy optimisation (arXiv 2402.03300). Defaults are those of TRL 1.16's GRPO trainer.
 
     Every step samples afresh and makes one gradient step, so the importance ratio is 1 and nothing is ever clipped: the
-    options of the clip (epsilon, importance_sampling_level ...) have no place here. Log-probabilities are those at
-    temperature 1, which is the policy that is sampled at the default temperature.
+    options of the clip (epsilon, importance_sampling_level ...) have no place here. Samples are the policy's own:
+    another temperature, or truncation, is refused.
     """
 
     output_dir: str | None = option("runs/grpo", "The run folder.")
@@ -50,6 +50,11 @@ class GRPOConfig(RolloutConfig):
             )
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
+        if not self.samples_policy:
+            raise ValueError(
+                "GRPO's gradient is that of samples of the policy itself: it needs temperature=1, top_p=1, top_k=0, no "
+                "min_p and no generation_kwargs"
+            )
 
     @property
     def teacher_kind(self) -> TeacherKind | None:

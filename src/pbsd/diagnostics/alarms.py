@@ -1,8 +1,8 @@
 """Alarms: rules on the logged metrics that name a collapse while it happens.
 
 A window is the newest `window` logged values of a metric. A rule compares its mean with where the run started (the
-first window) or with the best earlier window, and does not take noise for a change: a difference counts only above
-`NOISE` standard errors, estimated from the scatter within both windows.
+first window), with the best earlier window, or, for a reward, with its first values. It does not take noise for a
+change: a difference counts only above `NOISE` standard errors, estimated from the scatter within both windows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 NOISE = 6.0
 """Standard errors that a change must have. It is that many because the best of all windows meets the worst: over 1,000
 steps of a constant reward the two are about 5 apart by chance alone (tests simulate the rate of false alarms)."""
+EARLY = 5
+"""Logged values that stand for the start where a collapse falls into the first window, whose scatter then hides it."""
 SPIKES = 3
 """Outliers within a window that are no accident."""
 KL_FLOOR = 10.0
@@ -62,11 +64,12 @@ class Level:
 
 @dataclass(slots=True)
 class Series:
-    """One metric: the newest two windows, the first window and the best one before the newest."""
+    """One metric: the newest two windows, the first values, the first window and the best one before the newest."""
 
     window: int
     values: deque[float] = field(init=False)
     steps: deque[int] = field(init=False)
+    early: Level | None = None
     first: Level | None = None
     best: Level | None = None
 
@@ -77,6 +80,8 @@ class Series:
     def add(self, step: int, value: float) -> None:
         self.values.append(value)
         self.steps.append(step)
+        if len(self.values) == EARLY and self.early is None:
+            self.early = Level.of(list(self.values))
         if len(self.values) == self.window and self.first is None:
             self.first = self.now
         if before := self.before:
@@ -105,6 +110,12 @@ class Series:
     def start(self) -> Level | None:
         """The first window, once the newest does not overlap it."""
         return self.first if self.before else None
+
+    @property
+    def highs(self) -> list[Level]:
+        """The best window before the newest and the first values, where the newest window does not overlap them."""
+        early = self.early if len(self.values) >= self.window + EARLY else None
+        return [level for level in (self.best, early) if level is not None]
 
     @property
     def healthy_until(self) -> int:
@@ -149,10 +160,15 @@ SERIES: dict[str, tuple[str, ...]] = {
 
 
 def _reward_collapse(series: Mapping[str, Series], threshold: float) -> str | None:
-    reward, best = series["reward"].now, series["reward"].best
-    if best is None or not (best.above(reward) and best.mean - reward.mean > threshold * abs(best.mean)):
+    reward = series["reward"].now
+    lost = [
+        high
+        for high in series["reward"].highs
+        if high.above(reward) and high.mean - reward.mean > threshold * abs(high.mean)
+    ]
+    if not lost:
         return None
-    return f"the student's mean reward is {reward.mean:.3g}, its best window had {best.mean:.3g}"
+    return f"the student's mean reward is {reward.mean:.3g}, it was {max(high.mean for high in lost):.3g} before"
 
 
 def _entropy_collapse(series: Mapping[str, Series], threshold: float) -> str | None:
@@ -223,7 +239,7 @@ def _gradient_spikes(series: Mapping[str, Series], threshold: float) -> str | No
 RULES: dict[str, Rule] = {
     "reward_collapse": Rule(
         0.5,
-        "the student's mean reward lost more than {} of its best earlier window",
+        "the student's mean reward lost more than {} of its best earlier window, or of its first values",
         ("reward",),
         _reward_collapse,
         "Go back to the checkpoint before, with a lower learning_rate (a third) or warm-up; with a moving teacher, "
@@ -347,6 +363,7 @@ class AlarmMonitor:
                 name: {
                     "values": list(one.values),
                     "steps": list(one.steps),
+                    "early": one.early and asdict(one.early),
                     "first": one.first and asdict(one.first),
                     "best": one.best and asdict(one.best),
                 }
@@ -365,5 +382,5 @@ class AlarmMonitor:
             one = Series(self.window)
             one.values.extend(saved["values"])
             one.steps.extend(saved["steps"])
-            one.first, one.best = (saved[key] and Level(**saved[key]) for key in ("first", "best"))
+            one.early, one.first, one.best = (saved[key] and Level(**saved[key]) for key in ("early", "first", "best"))
             self.series[name] = one

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pbsd.engine import Engine
-from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
+from pbsd.evaluate.intervals import Interval, difference_interval, share_interval
 from pbsd.records import Prompt, Rollout
 
 
@@ -81,7 +81,7 @@ def paired_difference(
     """Interval of the mean per-problem difference after - before, over the problems judged in both."""
     earlier = {problem.row: value(problem) for problem in before.problems}
     differences = [value(problem) - earlier[problem.row] for problem in after.problems if problem.row in earlier]
-    return clustered_interval([difference for difference in differences if not math.isnan(difference)])
+    return difference_interval([difference for difference in differences if not math.isnan(difference)])
 
 
 def measure_accuracy(

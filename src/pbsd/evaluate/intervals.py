@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from scipy import stats
+from scipy import special, stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,54 @@ def clustered_interval(cluster_means: Sequence[float], confidence: float = 0.95)
 
 
 def share_interval(shares: Sequence[float], confidence: float = 0.95) -> Interval:
-    """`clustered_interval` of values from 0 to 1, such as problems' accuracies.
+    """Interval of the mean of values from 0 to 1, such as problems' accuracies; never outside [0, 1].
 
-    Where all are 0 (or all 1) their scatter says nothing, yet the mean need not be 0: with mean m a share is above 0
-    with a chance of at least m, so n zeros have a chance of at most (1 - m)^n, which falls below (1 - confidence) / 2
-    at m = 1 - ((1 - confidence) / 2)^(1 / n). That is Clopper and Pearson's bound, whatever the samples of a problem
-    have in common.
+    `logit_interval` of the clustered one. Where all values are the same their scatter says nothing, see `_unanimous`.
     """
-    interval = clustered_interval(shares, confidence)
-    room = 1.0 - ((1.0 - confidence) / 2) ** (1.0 / max(1, len(shares)))
-    if interval.low == interval.high == 0.0:
-        return Interval(0.0, 0.0, room)
-    if interval.low == interval.high == 1.0:
-        return Interval(1.0, 1.0 - room, 1.0)
-    return interval
+    if _agree(shares):
+        return _unanimous(shares, 0.0, confidence)
+    return logit_interval(clustered_interval(shares, confidence))
+
+
+def difference_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval:
+    """`clustered_interval` of paired differences of shares, from -1 to 1.
+
+    Where all of them are the same, as in two results that never differ, their scatter says nothing, see `_unanimous`.
+    """
+    if _agree(differences):
+        return _unanimous(differences, -1.0, confidence)
+    return clustered_interval(differences, confidence)
+
+
+def logit_interval(interval: Interval) -> Interval:
+    """The interval of a share m, symmetric with half width h, taken on the logit scale: logit(m) +- h / (m (1 - m)).
+
+    The delta method: h / (m (1 - m)) is t times the standard error of logit(m), so clusters and degrees of freedom stay
+    what they were. This is `svyciprop(method="xlogit")` of R's package survey. Near 0 and 1 it covers where the
+    symmetric interval is too short on the far side and leaves [0, 1] on the near one; around 1/2 they are
+    almost the same. Wilson's interval with the same standard error is a little shorter, but with few problems of
+    several samples it fell further below its confidence (0.92 against 0.93 in simulations like those of the tests).
+    """
+    if not interval.low < interval.high:  # unknown, or without width
+        return interval
+    share = interval.estimate
+    half = (interval.high - share) / (share * (1 - share))
+    low, high = special.expit([special.logit(share) - half, special.logit(share) + half])
+    return Interval(share, float(low), float(high))
+
+
+def _agree(values: Sequence[float]) -> bool:
+    """But for rounding: 1 - 2/3 is not 2/3 - 1/3."""
+    return len(values) > 1 and max(values) - min(values) < 1e-12
+
+
+def _unanimous(values: Sequence[float], lowest: float, confidence: float) -> Interval:
+    """The interval where n clusters agree on one value x, of values from `lowest` to 1.
+
+    Let a share q of all clusters have other values. That n agree has a chance of (1 - q)^n, which falls below
+    (1 - confidence) / 2 at q = 1 - ((1 - confidence) / 2)^(1 / n): Clopper and Pearson's bound (Biometrika 26, 1934).
+    With at most that share elsewhere the mean lies within q (x - lowest) below x and q (1 - x) above it, whatever the
+    samples of a problem have in common.
+    """
+    value, elsewhere = values[0], 1.0 - ((1.0 - confidence) / 2) ** (1.0 / len(values))
+    return Interval(value, value - elsewhere * (value - lowest), value + elsewhere * (1.0 - value))

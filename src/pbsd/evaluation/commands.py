@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pbsd import benchmarks
+from pbsd.strict_json import strict
 
 _DESCRIPTION = """\
 Measure a model on a benchmark: accuracy with intervals, tokens, outcomes. A result folder holds evaluation.json (all
@@ -164,4 +165,4 @@ def _compare(args: argparse.Namespace) -> None:
     comparison = compare(*args.compare, allow_different=args.allow_different)
     show.print_comparison(comparison)
     if args.json:
-        args.json.write_text(json.dumps(comparison.to_json(), indent=2) + "\n", "utf-8")
+        args.json.write_text(json.dumps(strict(comparison.to_json()), indent=2) + "\n", "utf-8")

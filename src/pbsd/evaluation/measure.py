@@ -45,7 +45,8 @@ class Request:
         n: completions per problem.
         thinking: `on`, `off`, or None for what the chat template does by itself.
         scorer: of tool calls (`strict` or `paper_parity`); None where the benchmark has none.
-        batch_size: completions decoded together; the result does not depend on it, but for rounding.
+        batch_size: completions decoded together; the result does not depend on it, but for rounding, which in half
+            precision is coarse enough to change samples.
     """
 
     model: str
@@ -186,7 +187,9 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         pad_id=pad,
         gather=lambda items: items,
     )
-    names = ("n", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "seed", "reward_timeout")
+    names = (
+        "n", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "seed", "reward_timeout", "batch_size",
+    )  # fmt: skip
     settings = {
         "benchmark": benchmark.name,
         "split": request.query.split or benchmark.splits[0],
@@ -201,6 +204,7 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "stop_token_ids": stops,
+        "device": config.device.type,
         "versions": _versions(),
     }
     return Evaluation(request, benchmark, rows, problem_keys(rows.rows), prompts.prompts, engine, settings)
@@ -299,7 +303,6 @@ def _session(evaluation: Evaluation) -> dict[str, Any]:
         "command": sys.argv,
         "model_folder": model_folder(evaluation.request.model),
         "query": asdict(evaluation.request.query),
-        "batch_size": evaluation.request.batch_size,
         "device": str(evaluation.engine.args.device),
         "threads": torch.get_num_threads(),
     }

@@ -15,7 +15,10 @@ from pbsd.run import RunFolder
 RECORDS, MANIFEST, SUMMARY = "records.jsonl", "evaluation.json", "summary.json"
 
 OF_THE_MODEL = frozenset({"weights_sha256", "chat_template_sha256", "dtype", "stop_token_ids", "versions"})
-"""Settings in which two results may differ and still be compared."""
+"""Settings in which two results may differ and still be compared, but for the versions of what judged."""
+
+OF_THE_MACHINE = frozenset({"batch_size", "device"})
+"""Settings that change a result by rounding alone: one result has one of each, two results may differ in them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pbsd.progress import LiveLine, console
 _NAMES = {
     "score": "mean score",
     "tokens": "tokens per completion",
+    "tokens_per_correct": "tokens per correct answer",
     "truncated": "cut by the length limit",
     "hedging": "hedging, per 100 words",
     "leakage": "speaks of a given solution",
@@ -65,7 +66,7 @@ def print_summary(summary: Mapping[str, Any], settings: Mapping[str, Any], about
     for name, figure in summary["figures"].items():
         few = f"  ({figure['problems']} problems)" if figure["problems"] < summary["problems"] else ""
         table.add_row(_NAMES.get(name, name), _interval(name, figure) + few)
-    table.add_row("tokens per correct answer", _interval("tokens", summary["tokens_per_correct"]))
+    table.add_row(_NAMES["tokens_per_correct"], _interval("tokens_per_correct", summary["tokens_per_correct"]))
     screen.print(table)
     quantiles = ", ".join(f"{name} {value}" for name, value in summary["token_quantiles"].items())
     outcomes = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items())

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scipy import stats
-
 from pbsd.diagnostics.text import hedging_rate, leaks
-from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
+from pbsd.evaluate.intervals import Interval, clustered_interval, difference_interval, share_interval
 from pbsd.evaluation.records import ProblemRecord, SampleRecord
+from pbsd.records import quantile
 from pbsd.rewards.grade import OUTCOMES
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -23,6 +22,9 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 SHARES = ("avg@", "pass@", "maj@", "score", "truncated", "leakage")
 """How figures from 0 to 1 begin."""
+
+Sums = tuple[Sequence[float], Sequence[float]]
+"""Numerators and denominators of a ratio of sums, by cluster."""
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -60,18 +62,37 @@ def majority(samples: Sequence[SampleRecord]) -> float:
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student-t interval of sum(a) / sum(b) over clusters, by the delta method: with R the ratio, its standard error is
-    that of the mean of (a - R b) over the mean of b. NaN where the denominators add up to 0."""
+    """Interval of sum(a) / sum(b) over clusters, of positive a: Student-t on the log scale, by the delta method.
+
+    With h the half width of the ratio R itself (`_linearized`), that of log R is h / R: the bounds are R exp(-+ h / R),
+    so never negative, and far above where few b are not 0. NaN where the denominators add up to 0.
+    """
+    ratio, parts = _linearized(numerators, denominators)
+    factor = math.exp(_half_width(parts, confidence) / ratio)
+    return Interval(ratio, ratio / factor, ratio * factor)
+
+
+def ratio_difference(first: Sums, second: Sums, confidence: float = 0.95) -> Interval:
+    """Student-t interval of the difference second - first of two ratios over the same clusters, by the delta method.
+    NaN where the denominators of one add up to 0."""
+    (before, ours), (after, theirs) = (_linearized(*sums) for sums in (first, second))
+    half = _half_width([b - a for a, b in zip(ours, theirs, strict=True)], confidence)
+    return Interval(after - before, after - before - half, after - before + half)
+
+
+def _linearized(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, list[float]]:
+    """R = sum(a) / sum(b), and (a - R b) / mean(b) of each cluster, whose mean is 0 with the standard error of R
+    (Cochran, Sampling Techniques, 3rd edition, 1977, chapter 6)."""
     n, total = len(numerators), math.fsum(denominators)
-    if n == 0 or total == 0:
-        return Interval(math.nan, math.nan, math.nan)
+    if total == 0:
+        return math.nan, [math.nan] * n
     ratio = math.fsum(numerators) / total
-    if n == 1:
-        return Interval(ratio, math.nan, math.nan)
-    residuals = (a - ratio * b for a, b in zip(numerators, denominators, strict=True))
-    error = math.sqrt(math.fsum(value * value for value in residuals) / (n - 1) / n) / (total / n)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
-    return Interval(ratio, ratio - half, ratio + half)
+    return ratio, [(a - ratio * b) * n / total for a, b in zip(numerators, denominators, strict=True)]
+
+
+def _half_width(values: Sequence[float], confidence: float) -> float:
+    interval = clustered_interval(values, confidence)
+    return interval.high - interval.estimate
 
 
 def accuracy(problem: ProblemRecord) -> float:
@@ -126,11 +147,6 @@ def figures(n: int) -> dict[str, Callable[[ProblemRecord], float]]:
     }
 
 
-def quantile(ordered: Sequence[int], share: float) -> int:
-    """The smallest value that at least `share` of the sorted values do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
 def summarize(problems: Sequence[ProblemRecord]) -> dict[str, Any]:
     """All figures of a finished evaluation, with 95% intervals clustered by problem."""
     n = len(problems[0].completions)
@@ -142,39 +158,54 @@ def summarize(problems: Sequence[ProblemRecord]) -> dict[str, Any]:
         values = [found for problem in problems if not math.isnan(found := value(problem))]
         interval = share_interval(values) if name.startswith(SHARES) else clustered_interval(values)
         means[name] = {**interval.as_dict(), "problems": len(values)}
-    per_correct = ratio_interval(
-        [sum(sample.tokens for sample in problem.completions) for problem in problems],
-        [sum(sample.correct for sample in problem.completions) for problem in problems],
-    )
     return {
         "problems": len(problems),
         "samples_per_problem": n,
         "figures": means,
-        "tokens_per_correct": per_correct.as_dict(),
+        "tokens_per_correct": ratio_interval(*_tokens_and_correct(problems)).as_dict(),
         "token_quantiles": {**{f"p{100 * q:g}": quantile(ordered, q) for q in QUANTILES}, "max": ordered[-1]},
         "generated_tokens": sum(ordered),
         "outcomes": {name: outcomes[name] for name in OUTCOMES if name not in ("scored", "unjudged")},
     }
 
 
+def _tokens_and_correct(problems: Sequence[ProblemRecord]) -> Sums:
+    return (
+        [sum(sample.tokens for sample in problem.completions) for problem in problems],
+        [sum(sample.correct for sample in problem.completions) for problem in problems],
+    )
+
+
 def paired_differences(first: Sequence[ProblemRecord], second: Sequence[ProblemRecord]) -> dict[str, dict[str, float]]:
     """Per figure: its mean in both, over the problems that have it in both, and the interval of the mean difference
-    second - first, paired by problem. Figures that only one of them has (another number of samples) are left out."""
-    ours, theirs = (figures(len(problems[0].completions)) for problems in (first, second))
+    second - first, paired by problem; `tokens_per_correct` is a ratio of sums over the problems that both have.
+
+    Another number of samples leaves avg@n what it was, so that is compared, as `avg@2 and avg@4`; pass@k and maj@n that
+    only one of them has are left out.
+    """
+    n, m = (len(problems[0].completions) for problems in (first, second))
+    ours, theirs = figures(n), figures(m)
+    common = {name: value for name, value in ours.items() if name in theirs}
+    if n != m:
+        common = {f"avg@{n} and avg@{m}": accuracy, **common}
     partner = {problem.key: problem for problem in second}
     shared = [(problem, partner[problem.key]) for problem in first if problem.key in partner]
     result = {}
-    for name in (name for name in ours if name in theirs):
-        value = ours[name]
+    for name, value in common.items():
         pairs = [(a, b) for p, q in shared if not (math.isnan(a := value(p)) or math.isnan(b := value(q)))]
-        difference = clustered_interval([b - a for a, b in pairs])
-        result[name] = {
-            "first": _mean([a for a, _ in pairs]),
-            "second": _mean([b for _, b in pairs]),
-            **{f"difference_{key}": bound for key, bound in difference.as_dict().items()},
-            "problems": len(pairs),
-        }
+        differences = [b - a for a, b in pairs]
+        difference = difference_interval(differences) if name.startswith(SHARES) else clustered_interval(differences)
+        means = (_mean([a for a, _ in pairs]), _mean([b for _, b in pairs]))
+        result[name] = _paired(*means, difference, len(pairs))
+    spent, reached = (_tokens_and_correct(problems) for problems in zip(*shared, strict=True))
+    before, after = (ratio_interval(*sums).estimate for sums in (spent, reached))
+    result["tokens_per_correct"] = _paired(before, after, ratio_difference(spent, reached), len(shared))
     return result
+
+
+def _paired(first: float, second: float, difference: Interval, problems: int) -> dict[str, float]:
+    bounds = {f"difference_{key}": bound for key, bound in difference.as_dict().items()}
+    return {"first": first, "second": second, **bounds, "problems": problems}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -27,9 +27,9 @@ class OPSD(EngineMethod[OPSDConfig]):
         return float(batch.sampled_tokens)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        used, scores, divergence_BT = distill(self.engine, model, batch, range(len(batch.rollouts)), self.args)
-
         metrics = Metrics()
+        used, scores, divergence_BT = distill(self.engine, model, batch, range(len(batch.rollouts)), self.args, metrics)
+
         metrics.observe("loss/divergence", divergence_BT[scores.mask_BT.bool()].tolist())
         metrics.count("tokens/trained", scores.mask_BT.sum().item())
         observe_student(metrics, batch, used, scores)

@@ -53,28 +53,27 @@ class PBSD(EngineMethod[PBSDConfig]):
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
         rollouts, metrics = self._sample(prompts, step)
-        if args.imitation_gate == "handover":
+        if args.measures_handover:
             metrics.merge(self._observe_handover(prompts, rollouts, step))
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
         reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
         rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=reuse)
         metrics.merge(scoring_metrics)
-        batch = Batch(tuple(prompts), tuple(rollouts))
-        if args.uses_pairs:
-            pairs, dropped = make_pairs(
-                rollouts,
-                pairing=args.pairing,
-                pair_policy=args.pair_policy,
-                needs_rewards=args.loss_type != "logistic",
-                keep_ties=args.keep_ties,
-            )
-            solved = [pair for pair in pairs if pair_weight(rollouts, pair)]
-            batch = replace(batch, pairs=tuple(solved))
-            metrics.count("pairs/kept", len(solved))
-            metrics.count("pairs/dropped_leaking", len(pairs) - len(solved))
-            for reason in ("dropped_unjudged", "dropped_incorrect", "dropped_not_improving", "dropped_tie", "swapped"):
-                metrics.count(f"pairs/{reason}", dropped[reason])
+        # Without a pair term in the objective too: margins and what tells the sides apart are watched in any run.
+        pairs, dropped = make_pairs(
+            rollouts,
+            pairing=args.pairing,
+            pair_policy=args.pair_policy,
+            needs_rewards=args.loss_type != "logistic",
+            keep_ties=args.keep_ties,
+        )
+        solved = [pair for pair in pairs if pair_weight(rollouts, pair)]
+        batch = Batch(tuple(prompts), tuple(rollouts), tuple(solved))
+        metrics.count("pairs/kept", len(solved))
+        metrics.count("pairs/dropped_leaking", len(pairs) - len(solved))
+        for reason in ("dropped_unjudged", "dropped_incorrect", "dropped_not_improving", "dropped_tie", "swapped"):
+            metrics.count(f"pairs/{reason}", dropped[reason])
         for name in args.coef_schedule or ():
             metrics.observe(f"loss/{name}", [args.at_step(name, step)])
         totals = {name: float(sum(engine.gather([number]))) for name, number in self._numbers(batch).items()}
@@ -121,7 +120,8 @@ class PBSD(EngineMethod[PBSDConfig]):
             self.handover.load_state_dict(state["handover"])
 
     def weight(self, batch: Batch) -> float:
-        return self._numbers(batch)[self._unit(batch)]
+        unit = self._unit(batch)
+        return 0.0 if unit is None else self._numbers(batch)[unit]
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         coefs = self._coefs(batch)
@@ -134,7 +134,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         here = self._numbers(batch)
         rows = self._score(model, batch, indices, with_divergence=bool(coefs["direct"] and here["direct"]))
         numbers = batch.totals or here
-        unit = numbers[self._unit(batch)]
+        unit = self._unit(batch)
         metrics = Metrics()
         loss = rows.scores.sequence_logprobs_B.sum() * 0.0
         terms = {
@@ -150,14 +150,15 @@ class PBSD(EngineMethod[PBSDConfig]):
             if here[counted_as] and (coefs[name] or counted_as == "preference"):
                 values[name] = term(rows)
                 metrics.observe(f"loss/{name}", values[name].tolist())
-                # The trainer divides by `unit`: what is left is the coefficient times the term's own mean.
-                loss = loss + coefs[name] * values[name].sum() * (unit / numbers[counted_as])
+                if coefs[name] and unit is not None:
+                    # The trainer divides by the unit's number: left is the coefficient times the term's own mean.
+                    loss = loss + coefs[name] * values[name].sum() * (numbers[unit] / numbers[counted_as])
 
         metrics.count("tokens/trained", rows.scores.mask_BT.sum().item())
         ratios = log_ratios(self.engine, batch, rows.used, rows.scores, against="teacher")
         samples = self._pair_records(metrics, batch, ratios, values["preference"]) if batch.pairs else []
-        if not self.args.uses_pairs:
-            samples = [rollout_record(batch, index, **ratios[index]) for index in rows.used]
+        paired = {index for pair in batch.pairs for index in (pair.chosen, pair.rejected)}
+        samples += [rollout_record(batch, index, **ratios[index]) for index in rows.used if index not in paired]
         observe_student(metrics, batch, rows.used, rows.scores)
         return loss, metrics, samples
 
@@ -275,10 +276,11 @@ class PBSD(EngineMethod[PBSDConfig]):
             "direct": own,
         }
 
-    def _unit(self, batch: Batch) -> str:
+    def _unit(self, batch: Batch) -> str | None:
         """Whose number the trainer divides by: the first projection in use that has any in this step."""
         coefs, numbers = self._coefs(batch), batch.totals or self._numbers(batch)
-        return next((name for name in PROJECTIONS if coefs[name] and numbers[name]), "preference")
+        coefs["preference"] += coefs["nll"]  # a mean over pairs as well
+        return next((name for name in PROJECTIONS if coefs[name] and numbers[name]), None)
 
     def _pair_records(
         self, metrics: Metrics, batch: Batch, ratios: Mapping[int, Mapping[str, Any]], loss_B: Tensor

@@ -27,12 +27,12 @@ class SDFT(EngineMethod[SDFTConfig]):
         return float(len(batch.rollouts))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        used, scores, divergence_BT = distill(self.engine, model, batch, range(len(batch.rollouts)), self.args)
+        metrics = Metrics()
+        used, scores, divergence_BT = distill(self.engine, model, batch, range(len(batch.rollouts)), self.args, metrics)
         mask_BT = scores.mask_BT.clone()
         mask_BT[:, : self.args.num_loss_tokens_to_skip] = 0.0
         loss_B = (divergence_BT * mask_BT).sum(-1) / mask_BT.sum(-1).clamp(min=1.0)
 
-        metrics = Metrics()
         metrics.observe("loss/divergence", loss_B.tolist())
         metrics.count("tokens/trained", mask_BT.sum().item())
         observe_student(metrics, batch, used, scores)

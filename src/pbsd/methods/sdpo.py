@@ -50,10 +50,10 @@ class SDPO(EngineMethod[SDPOConfig]):
         learnt = [index for index, rollout in enumerate(batch.rollouts) if rollout.teacher_prompt_ids]
         if not learnt:
             return no_loss(self.engine, model, batch)
-        used, scores, divergence_BT = distill(self.engine, model, batch, learnt, self.args)
+        metrics = Metrics()
+        used, scores, divergence_BT = distill(self.engine, model, batch, learnt, self.args, metrics)
         loss_B = divergence_BT.sum(-1) / scores.mask_BT.sum(-1)
 
-        metrics = Metrics()
         metrics.observe("loss/divergence", loss_B.tolist())
         metrics.count("tokens/trained", scores.mask_BT.sum().item())
         observe_student(metrics, batch, used, scores)

@@ -16,7 +16,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, **options}
+    return {"title": {"text": label(title)}, **options}
 
 
 def categories(names: Sequence[str]) -> dict[str, Any]:

@@ -7,15 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pbsd.report.explorer import Explorer, explorer
+from pbsd.report.explorer import MAX_BYTES, Explorer, explorer
 from pbsd.report.page import render
 from pbsd.report.runs import RUN_FILES, Run, is_run, read_run
 from pbsd.report.sections import sections
 from pbsd.report.study import STUDY_FILES, Study, is_study, read_study, told_apart
 from pbsd.report.trials import run_trials
-
-HEAVY = 60_000_000
-"""Bytes beyond which a page takes more than a few seconds to load."""
 
 
 def run(flags: Sequence[str]) -> None:
@@ -39,19 +36,28 @@ def run(flags: Sequence[str]) -> None:
         default=10_000,
         help="pairs of each run in the explorer, evenly spaced where there are more (default 10000)",
     )
+    parser.add_argument(
+        "--max_megabytes",
+        type=int,
+        default=MAX_BYTES // 10**6,
+        help="of the explorer, shared evenly by the runs; pairs are thinned to fit (default %(default)s)",
+    )
     args = parser.parse_args(flags)
-    if args.max_pairs < 1:
-        parser.error(f"--max_pairs must be at least 1, got {args.max_pairs}")
-    html = report(args.folders, title=args.title, max_pairs=args.max_pairs)
+    for name in ("max_pairs", "max_megabytes"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    max_bytes = 10**6 * args.max_megabytes
+    html = report(args.folders, title=args.title, max_pairs=args.max_pairs, max_bytes=max_bytes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(f".{args.out.name}.tmp")
     size = temporary.write_bytes(html.encode())
     os.replace(temporary, args.out)
-    advice = "; a smaller --max_pairs loads faster" if size > HEAVY else ""
-    print(f"{args.out}: {size / 1e6:.1f} MB, open it in a browser{advice}")
+    print(f"{args.out}: {size / 1e6:.1f} MB, open it in a browser")
 
 
-def report(folders: Sequence[Path], *, title: str | None = None, max_pairs: int = 10_000) -> str:
+def report(
+    folders: Sequence[Path], *, title: str | None = None, max_pairs: int = 10_000, max_bytes: int = MAX_BYTES
+) -> str:
     """The page of these folders as HTML; see `run`."""
     runs: list[Run] = []
     studies: list[Study] = []
@@ -65,7 +71,7 @@ def report(folders: Sequence[Path], *, title: str | None = None, max_pairs: int 
     studies = told_apart(studies)
     explorers: dict[str, Explorer] = {}
     for found in runs:
-        if (pairs := explorer(found, max_pairs)) is not None:
+        if (pairs := explorer(found, max_pairs, max_bytes // len(runs))) is not None:
             explorers[found.name] = pairs
     trials = [*run_trials(runs), *(trial for study in studies for trial in study.trials)]
     names = [run.name for run in runs] + [study.name for study in studies]

@@ -1,4 +1,7 @@
-"""The methods of a study beside each other: what table.md says, as charts and tables of the page."""
+"""The methods of a study beside each other: what table.md says, as charts and tables of the page.
+
+Bounds of accuracies differ a little from table.md's, which may leave 0 to 100%: see `logit_interval`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pbsd.compare.table import (
     tokens_to_best,
     usage,
 )
-from pbsd.evaluate.intervals import Interval
+from pbsd.evaluate.intervals import Interval, logit_interval
 from pbsd.report.charts import dots
 from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, interval
 from pbsd.report.study import Study, cell_name
@@ -86,7 +89,7 @@ def _ranking(caption: str, findings: Findings, methods: Sequence[str], cells: Se
         [
             method,
             f"{ranks[method]:.2f}",
-            interval(mean_accuracy(findings, cells, method)),
+            interval(logit_interval(mean_accuracy(findings, cells, method))),
             MISSING if method == first else interval(paired_lead(findings, cells, first, method), signed=True),
         ]
         for method in sorted(methods, key=ranks.__getitem__)

@@ -15,11 +15,14 @@ Plot = dict[str, Any]
 """plotly.js `data` and `layout`. A trace's `meta` names its colour, which the page takes from its theme."""
 
 ESCAPED = (
-    (0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0x061C, 0x061C), (0x180E, 0x180E), (0x200B, 0x200B), (0x200E, 0x200F),
-    (0x2028, 0x202E), (0x2060, 0x206F), (0xD800, 0xDFFF), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB), (0xE0000, 0xE007F),
+    (0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160),
+    (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200B), (0x200E, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F),
+    (0x2800, 0x2800), (0x3164, 0x3164), (0xD800, 0xDFFF), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
 )  # fmt: skip
-"""Code points shown by name: controls, marks that reorder or hide text, lone surrogates and tags. The joiners U+200C
-and U+200D stay: scripts and emoji need them."""
+"""Code points shown by name: controls, lone surrogates, the blank U+2800, and what Unicode calls default-ignorable
+(DerivedCoreProperties.txt: fillers, marks that reorder, variation selectors, tags), for text can hide in it. Of those
+the joiners U+200C and U+200D stay: scripts and emoji need them."""
 MISSING, MINUS = "\u2013", "\u2212"
 _ESCAPED = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in ESCAPED) + "]")
 

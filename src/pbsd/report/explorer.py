@@ -4,48 +4,89 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pbsd.diagnostics.text import leaks
+from pbsd.pairs import SATURATED_MARGIN
 from pbsd.report.files import Record, number, text
 from pbsd.report.runs import Run
 
-SATURATED = 4.0
-"""|margin| beyond which sigmoid'(margin) is below 0.018: the same bound as the metric pairs/saturated."""
 LONGEST_SHARE = 0.05
+MAX_BYTES = 60_000_000
+"""Of all samples of a page: one of 10,000 pairs of 200 tokens a side loads in a second or two."""
 FLAGS = {
     "flipped": ("Reward flipped", "turned round because of its rewards, or rewarded more for y⁻ than for y⁺"),
     "leaking": ("Leaking", "a completion cites the context that only the teacher sees"),
-    "saturated": ("Saturated", f"|margin| above {SATURATED:g}: almost no gradient left"),
+    "saturated": ("Saturated", f"|margin| above {SATURATED_MARGIN:g}: almost no gradient left"),
     "longest": ("Longest", f"the {LONGEST_SHARE:.0%} with the longest completion"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """One run's block of the explorer. `records` may be a share of the run's `total`, evenly spaced over it."""
+    """One run's block of the explorer. `records` may be a share of the run's `total`, evenly spaced over it; `more` is
+    the option that takes a larger one."""
 
     paired: bool
     total: int
     records: list[Record]
     texts: list[list[tuple[str | None, str]]]
     has_token_ratios: bool
+    more: str = "--max_pairs"
+
+    @property
+    def size(self) -> int:
+        """In bytes, but for names and numbers."""
+        strings = [text for block in self.texts for _, text in block]
+        strings += [
+            value
+            for record in self.records
+            for side in record["sides"]
+            for value in side.values()
+            if isinstance(value, str)
+        ]
+        return sum(len(text.encode("utf-8", "surrogatepass")) for text in strings)
+
+    @property
+    def lines(self) -> Iterator[Any]:
+        """What the page holds, a value a line: what filters and orders need of every record, then texts, then records.
+        The page parses the first line at once, each of the others when it is shown."""
+        yield {
+            "paired": self.paired,
+            "total": self.total,
+            "more": self.more,
+            "has_token_ratios": self.has_token_ratios,
+            "texts": len(self.texts),
+            "flags": [record["flags"] for record in self.records],
+            "margins": [record.get("margin") for record in self.records],
+            "longest": [max(side["tokens"] for side in record["sides"]) for record in self.records],
+        }
+        yield from self.texts
+        yield from self.records
 
 
-def explorer(run: Run, limit: int) -> Explorer | None:
-    """At most `limit` of the run's pairs (or samples, for methods without pairs); None where there are none.
+def explorer(run: Run, max_pairs: int, max_bytes: int = MAX_BYTES) -> Explorer | None:
+    """At most `max_pairs` of the run's pairs (or samples, for methods without pairs), and as many as fit `max_bytes`;
+    None where there are none.
 
     A side may have `token_texts` and `token_log_ratios` of one length: its tokens as text, and
     log pi(token) - log T(token) of each; they colour the text.
 
     Raises ValueError: file, line and field of what is missing or of another kind.
     """
-    total = len(run.samples)
-    if not total:
+    if not run.samples:
         return None
-    number_kept = min(limit, total)
+    found = _thinned(run, min(max_pairs, len(run.samples)))
+    while found.size > max_bytes and len(found.records) > 1:
+        fitting = int(len(found.records) * max_bytes / found.size)
+        found = replace(_thinned(run, max(1, fitting)), more="--max_megabytes")
+    return found
+
+
+def _thinned(run: Run, number_kept: int) -> Explorer:
+    total = len(run.samples)
     kept = [run.samples[place * total // number_kept] for place in range(number_kept)]
     texts, phrases = _Texts(), run.config.get("leakage_phrases") or ()
     records = [_record(record, where, texts, phrases) for where, record in kept]
@@ -58,7 +99,7 @@ def explorer(run: Run, limit: int) -> Explorer | None:
         total=total,
         records=records,
         texts=texts.blocks,
-        has_token_ratios=any("pieces" in side for side in sides),
+        has_token_ratios=any("ratios" in side for side in sides),
     )
 
 
@@ -127,9 +168,27 @@ def _side(record: Any, where: str, name: str) -> Record:
         pieces, ratios = record["token_texts"], record["token_log_ratios"]
         if not isinstance(pieces, list) or not isinstance(ratios, list) or len(pieces) != len(ratios):
             raise ValueError(f"{where}: token_texts and token_log_ratios must be lists of one length")
-        side["pieces"] = [piece if isinstance(piece, str) else str(piece) for piece in pieces]
-        side["ratios"] = [number({"token_log_ratios": ratio}, "token_log_ratios", where) for ratio in ratios]
+        side |= _packed(side["text"], [str(piece) for piece in pieces])
+        values = (number({"token_log_ratios": ratio}, "token_log_ratios", where) for ratio in ratios)
+        side["ratios"] = ",".join(str(round(1000 * value)) if math.isfinite(value) else "" for value in values)
     return side
+
+
+def _packed(text: str, pieces: Sequence[str]) -> Record:
+    """Tokens as their `lengths` (in UTF-16 units, as browsers count) and what of them does not stand in the text: the
+    stop token, or all after the first character that several tokens make up."""
+    whole = "".join(pieces)
+    common = len(text) if whole.startswith(text) else _common(text, whole)
+    lengths = (
+        len(piece) if piece.isascii() else len(piece.encode("utf-16-le", "surrogatepass")) // 2 for piece in pieces
+    )
+    return {"lengths": ",".join(map(str, lengths)), "rest": whole[common:]}
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _flags(record: Record, shown: Record, phrases: Sequence[str]) -> list[str]:
@@ -138,6 +197,6 @@ def _flags(record: Record, shown: Record, phrases: Sequence[str]) -> list[str]:
     flags = {
         "flipped": bool(record.get("swapped")) or against,
         "leaking": any(leaks(side["text"], phrases) for side in sides),
-        "saturated": abs(shown.get("margin", 0.0)) > SATURATED,
+        "saturated": abs(shown.get("margin", 0.0)) > SATURATED_MARGIN,
     }
     return [name for name, raised in flags.items() if raised]

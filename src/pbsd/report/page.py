@@ -73,8 +73,7 @@ def render(title: str, sections: Sequence[Section], explorers: Mapping[str, Expl
         sections=sections,
         plots=json_block({"charts": plots, "escaped": ESCAPED}),
         explorers=[
-            {"name": name, "block": json_block(asdict(found)), "noun": "pairs" if found.paired else "samples"}
-            for name, found in explorers.items()
+            {"name": name, "block": "\n".join(map(json_block, found.lines))} for name, found in explorers.items()
         ],
         flags=FLAGS,
         only_samples=not any(found.paired for found in explorers.values()),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbsd.evaluate.intervals import Interval, clustered_interval, share_interval
+from pbsd.evaluate.intervals import Interval, difference_interval, share_interval
 from pbsd.report.files import Notes, Record, integer, number, read_json, read_lines, read_yaml
 
 RUN_FILES = ("manifest.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "eval_before.json", "summary.json")
@@ -40,7 +40,7 @@ class Evaluation:
 
 def difference(before: Evaluation, after: Evaluation, measure: str) -> Interval:
     """95% interval of the mean per-problem difference after - before, over the problems judged in both."""
-    return clustered_interval(
+    return difference_interval(
         _known(
             getattr(problem, measure) - getattr(before.problems[row], measure)
             for row, problem in after.problems.items()

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pbsd.records import quantile
 from pbsd.report.charts import X_TITLES, axis, banded, curve_choices, dots, fan, final_choices, heat
 from pbsd.report.comparison import comparison
 from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, figure, interval, percent
 from pbsd.report.manifest import manifest
 from pbsd.report.runs import Run, difference
 from pbsd.report.study import Study
-from pbsd.report.trials import Spread, Trial, by_cell, final_accuracy, generates, spreads
+from pbsd.report.trials import Trial, by_cell, final_accuracy, generates, spreads_by_place, spreads_by_step
 
 MEASURES = {"sampled": "avg@k at temperature 1", "greedy": "greedy"}
 SIGNALS = {
@@ -189,7 +190,7 @@ def _signal(runs: Sequence[Run], labels: Mapping[str, str], colors: Mapping[str,
             rows += [[run.name, figure(step), figure(value)] for step, value in points]
     if not seeds:
         return None
-    series = {name: _spreads(curves) for name, curves in seeds.items()}
+    series = {name: spreads_by_step(curves) for name, curves in seeds.items()}
     plot = banded(series, colors, "step", axis(SIGNALS[key]))
     for trace in plot["data"]:
         trace["mode"] = "lines"
@@ -210,7 +211,7 @@ def _metric(key: str, cell: str, labels: Mapping[str, list[Trial]], colors: Mapp
     series, rows = {}, []
     for name, trials in labels.items():
         curves = [[(w.tokens, w.values.get(key, math.nan)) for w in trial.windows] for trial in trials]
-        if generates(trials) and (found := spreads(curves)):
+        if generates(trials) and (found := spreads_by_place(curves)):
             series[name] = found
         rows += [
             [name, trial.seed, figure(window.step), figure(window.tokens), figure(window.values[key])]
@@ -244,17 +245,6 @@ def _windows(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     size = math.ceil(len(points) / WINDOWS) or 1
     parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(part[-1][0], math.fsum(value for _, value in part) / len(part)) for part in parts]
-
-
-def _spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
-    steps: dict[float, list[float]] = {}
-    for curve in curves:
-        for step, value in curve:
-            steps.setdefault(step, []).append(value)
-    return [
-        Spread(step, math.fsum(values) / len(values), min(values), max(values), len(values))
-        for step, values in sorted(steps.items())
-    ]
 
 
 def _tokens(cells: Mapping[str, Mapping[str, list[Trial]]], colors: Mapping[str, int]) -> Section:
@@ -316,7 +306,7 @@ def _fan(run: Run, series: Mapping[str, Any], title: str) -> Choice | None:
     for start in range(0, len(numbers), size):
         window = numbers[start : start + size]
         found = {name: [v for step in window for v in steps[step].get(name, ())] for name in series}
-        quantiles = {name: _quantiles(values) for name, values in found.items() if values}
+        quantiles = {name: _quantiles(sorted(values)) for name, values in found.items() if values}
         bins.append((window[-1], quantiles))
         rows += [
             [figure(window[-1]), name, figure(len(found[name])), *(f"{value:.3f}" for value in values)]
@@ -329,10 +319,8 @@ def _fan(run: Run, series: Mapping[str, Any], title: str) -> Choice | None:
     return Choice(run.name, fan(bins, names, title), [Table(f"Quantiles of the {title}, {run.name}", columns, rows)])
 
 
-def _quantiles(values: Sequence[float]) -> list[float]:
-    """By the nearest rank, as the training metrics do."""
-    ordered = sorted(values)
-    return [ordered[round(percent / 100 * (len(ordered) - 1))] for percent in QUANTILES]
+def _quantiles(ordered: Sequence[float]) -> list[float]:
+    return [quantile(ordered, percent / 100) for percent in QUANTILES]
 
 
 def _stability(runs: Sequence[Run], cells: Mapping[str, Mapping[str, list[Trial]]]) -> Section:

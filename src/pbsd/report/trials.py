@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbsd.compare.statistics import CellValues, crossed_interval
-from pbsd.evaluate.intervals import Interval, share_interval
+from pbsd.evaluate.intervals import Interval, logit_interval, share_interval
 from pbsd.report.files import number
 from pbsd.report.runs import Run
 
@@ -70,13 +70,15 @@ class Trial:
 def final_accuracy(trials: Sequence[Trial]) -> Interval:
     """95% interval of the mean of the trials' final accuracy.
 
-    Several seeds tested on the same problems: over problems and seeds, which are crossed. Otherwise over problems, each
-    one's value its mean over the seeds that have it.
+    Several seeds tested on the same problems: over problems and seeds, which are crossed. Otherwise, or where their
+    values do not scatter, over problems, each one's value its mean over the seeds that have it.
     """
     known = [{name: value for name, value in trial.final.items() if not math.isnan(value)} for trial in trials]
     if len(known) > 1 and len({frozenset(problems) for problems in known}) == 1:
         values_SP = np.array([[problems[name] for name in known[0]] for problems in known])
-        return crossed_interval([CellValues("", values_SP)])
+        crossed = crossed_interval([CellValues("", values_SP)])
+        if crossed.low != crossed.high:
+            return logit_interval(crossed)
     problems: dict[str, list[float]] = {}
     for own in known:
         for name, value in own.items():
@@ -101,13 +103,17 @@ class Spread(NamedTuple):
     high: float
     seeds: int
 
+    @classmethod
+    def of(cls, x: float, values: Sequence[float]) -> Spread:
+        return cls(x, math.fsum(values) / len(values), min(values), max(values), len(values))
+
 
 def band(trials: Sequence[Trial], axis: str) -> list[Spread]:
     """Accuracy over `step` or `tokens`."""
-    return spreads([[(getattr(point, axis), point.accuracy) for point in trial.points] for trial in trials])
+    return spreads_by_place([[(getattr(point, axis), point.accuracy) for point in trial.points] for trial in trials])
 
 
-def spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+def spreads_by_place(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
     """The k-th points (x, value) of the seeds' curves belong together; their x is averaged."""
     found = []
     for place in range(max(map(len, curves), default=0)):
@@ -115,8 +121,17 @@ def spreads(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
         values = [value for _, value in here if not math.isnan(value)]
         if values:
             x = math.fsum(x for x, _ in here) / len(here)
-            found.append(Spread(x, math.fsum(values) / len(values), min(values), max(values), len(values)))
+            found.append(Spread.of(x, values))
     return found
+
+
+def spreads_by_step(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Spread]:
+    """The points (step, value) of the seeds' curves at one step belong together."""
+    steps: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            steps.setdefault(step, []).append(value)
+    return [Spread.of(step, values) for step, values in sorted(steps.items())]
 
 
 def generates(trials: Iterable[Trial]) -> bool:

@@ -20,7 +20,8 @@ class Grade:
     """One completion's verdict by one reward function.
 
     `outcome` is one of `OUTCOMES`; `score` is a finite number for `JUDGED` outcomes and None for `UNKNOWN` ones,
-    because an error is not a wrong answer; `reason` says in words why, for people who read samples.
+    because an error is not a wrong answer; `reason` says in words why, for people who read samples. Characters of it
+    that UTF-8 cannot encode, as a model may write them by an escape, are kept as escapes.
 
     Raises ValueError when outcome and score do not agree with the above.
     """
@@ -36,6 +37,7 @@ class Grade:
             raise ValueError(f"Grade {self.outcome!r} has score {self.score!r}; an unknown reward has score None")
         if self.outcome in JUDGED and (self.score is None or not math.isfinite(self.score)):
             raise ValueError(f"Grade {self.outcome!r} has score {self.score!r}; give a finite number")
+        object.__setattr__(self, "reason", self.reason.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def correct(reason: str = "") -> Grade:

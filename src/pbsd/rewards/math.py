@@ -6,6 +6,7 @@ Importing this module imports math-verify and sympy (the extra `pbsd[math]`); no
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 try:
@@ -14,6 +15,7 @@ except ImportError as missing:
     raise ImportError("the math reward needs math-verify: pip install pbsd[math]") from missing
 
 import sympy
+from sympy.logic.boolalg import BooleanAtom
 
 from pbsd.rewards import math_text
 from pbsd.rewards.grade import Grade, correct, error, unparsed, wrong
@@ -24,6 +26,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _NO_NUMBER = (sympy.zoo, sympy.nan)
 
+_EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
+
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 """The factor that math-verify's parser gives a percentage."""
 
@@ -33,10 +37,11 @@ def grade(completion: str, answer: str) -> Grade:
 
     The completion's answer is, in this order: its last `\\boxed{}` (boxes joined by a comma or `and` make a set), its
     last `<answer>` tag, a last line `#### 42`, a letter where `answer` is one of a choice (stated, or the last line),
-    else what math-verify finds ("the final answer is", the last formula or number; two numbers joined by `or` at the
-    end are both; a bracket or LaTeX after "answer is" is taken whole). Only the text after a `</think>` counts.
-    `answer` is a bare answer (LaTeX or plain), or a worked solution with one of these
-    marks. No time limit here: run it in a `GraderPool`.
+    else what math-verify finds ("the final answer is", the last formula or number), and of a number in plain text the
+    whole expression and unit that it stands in, as in `1 1/2`, `3:2`, `x^2 + 1` and `5 km`. Two numbers joined by `or`
+    at the end are both; a list, a bracket or LaTeX after "answer is" is taken whole. Only the text after a `</think>`
+    counts. `answer` is a bare answer (LaTeX or plain), or a worked solution with one of these marks. No time limit
+    here: run it in a `GraderPool`.
 
     Decimals are exact: 0.33 is not 1/3. A percentage equals its fraction and, above 1, its bare number (50%: 0.5 or
     50). A unit may be left out; two different common units differ. Where `answer` is a set of several values, all of
@@ -92,8 +97,11 @@ def _read_completion(text: str, *, choice: bool) -> tuple[str, list[Any]]:
     if answer is None:
         answer = math_text.stated_answer(text, choice=choice)
     if answer is None:
-        found = _parse(text.replace("`", " "))
-        return (str(found[-1]) if found else ""), found
+        text = text.replace("`", " ")
+        found = _parse(text)
+        read = str(found[-1]).strip(" .") if found else ""
+        if (answer := math_text.whole_answer(text, read)) is None:
+            return read, found
     answer = math_text.unwrapped(answer)
     if choice and (letter := math_text.named_choice(answer)):
         answer = letter
@@ -105,7 +113,10 @@ def _parse_answer(answer: str) -> list[Any]:
     if not answer:
         return []
     number = math_text.plain_number(answer)
-    return _parse(number) if number else _parse(f"\\boxed{{{answer}}}")
+    parsed = _parse(number) if number else _parse(f"\\boxed{{{answer}}}")
+    if parsed and isinstance(parsed[0], BooleanAtom) and _EQUALS.search(answer):
+        return _parse_answer(_EQUALS.split(answer)[-1].strip())  # a computation: its result counts
+    return parsed
 
 
 def _parse(text: str) -> list[Any]:

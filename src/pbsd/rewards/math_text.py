@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BARE_BOX = re.compile(r"\\(boxed|fbox)\s*(-?\d+(?:\.\d+)?)(?![\w^\\{])")
 _BOX_SEPARATOR = re.compile(r"(?:[\s$,;]|\\[,;()\[\]]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[A-Za-z](?:_\d)?\s*=)*")
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
@@ -17,10 +18,26 @@ _NAMED_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:\(([
 _NUMBER = r"-?\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,30})?"
 _TWO_NUMBERS = re.compile(rf"(?<![\w.])({_NUMBER})\s+or\s+(?:[A-Za-z]\s*=\s*)?({_NUMBER})\W*\Z")
 
-# Mathematics in the open that a parser would take a number out of: "The answer is (1, 2)."
-_STATED = re.compile(r"\b(?i:answer)(?:\s+is)?\s*:?[\s*]*(\S[^\n$]*)")
+# Mathematics in the open, of which a parser would take a number: "The answer is (1, 2).", "the ratio is 3:2".
+_STATED = re.compile(
+    r"\b(?i:answers?(?:\s+(?:is|are))?|(?:solutions?(?:\s+set)?|roots|set|interval)(?:\s+(?:is|are)|(?=:)))\s*:?[\s*]*"
+    r"(?:(?i:the )?(?i:interval|set|point|pair) )?(\S[^\n$]*)"
+)
 _STATED_MATHEMATICS = re.compile(r"(?:[(\[{]|\\[{(\[]).*[)\]}]|[^\\]*\\[a-z].*")
 _TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+# Plain text as a calculator would take it: "3 1/2", "2*sqrt(3)", "x^2 + 1", "3:2". What is written on either side of an
+# operator belongs to it; a blank is no product. Possessive, because a model's text may be long and made of digits.
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?+|\.\d++"
+_LETTER = r"(?![aAI] [A-Za-z])[A-Za-z](?![A-Za-z'])"  # no article, no pronoun
+_GROUP = rf"\((?:[\d .,+*/^=-]|pi|sqrt|{_LETTER})++\)|(?<=\^)\{{[\w+*/-]++\}}"
+_FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|sqrt(?=\()|{_LETTER}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
+_OPERATOR = r"(?!\s[-+]\S)[ \t]*+(?:\*\*|[-+*/^=\u00d7\u00f7]|(?<=\d):(?=\d)|x(?=[ \t]*10\^))[ \t]*+"
+_TERMS = rf"[-+]?(?:\d++[ ]\d++/\d++|{_FACTOR})(?:{_OPERATOR}[-+]?{_FACTOR})*+"
+_EXPRESSION = re.compile(rf"(?<![\w.,)\\^_/'-]){_TERMS}")
+_LETTERS_AND_MORE = re.compile(r"(?=.*[A-Za-z]).*[\d+*/^=-]")
+_NUMBER_AND_LETTER = re.compile(rf"({_DIGITS})([mgshl])")
+_LIST = re.compile(rf"(?:{_TERMS})(?:(?:, (?:and|or) |,[ ]?| and | or )(?:{_TERMS}))++(?=[ .*]*\Z|[.;] |, [a-z]{{2}})")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
 # One letter is a unit only if it is known as one: "7 x" is a product.
@@ -55,6 +72,7 @@ _SYMBOLS = str.maketrans(
 _VARIANTS = (
     (r"\varnothing", r"\emptyset"), (r"\log_e", r"\ln"), (r"\log_{e}", r"\ln"), (r"\langle", "("), (r"\rangle", ")"),
 )  # fmt: skip
+_ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?![a-zA-Z])"
 _DEGREES = r"\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*"
 _FUNCTION_OF_DEGREES = re.compile(rf"\\(sin|cos|tan|cot|sec|csc)\s*(?:\({_DEGREES}\)|\{{{_DEGREES}\}}|{_DEGREES})")
 
@@ -68,16 +86,19 @@ _UNITS = {
     )
     for word in names.split()
 }  # fmt: skip
+_TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
+_POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
 _UNIT = re.compile(
-    r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*([A-Za-z]+)\.?\s*\}|(?<=[\d}])\s*\b([A-Za-z]+)\.?)"
-    r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?[\s$]*\Z"
+    rf"(?<=[\d}}])\s*\b([A-Za-z]+)\.?{_POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{_POWER})?[\s$.]*\Z"
 )
+_UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{_POWER}(?:[ ]?(?:/|per )[A-Za-z]+{_POWER})?)")
 _SCALES = {"percent": r"\%", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9"}
 _SCALED = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?\b({'|'.join(_SCALES)})\b\s*\}}?")
+_MIXED_PERCENTAGE = re.compile(r"\A([-+]?)(\d{1,30})\s*\\[dtc]?frac\{(\d{1,30})\}\{(\d{1,30})\}\s*\\?%\Z")
 _NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?!\d)")
 _HALF_OF_DAY = re.compile(r"\b([ap])\.?\s?m\b", re.IGNORECASE)
-_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,})\s*\.?\}?")
+_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,}|(?i:no|on|in|up))\s*\.?\}?")
 
 
 def normalized(text: str) -> str:
@@ -87,11 +108,20 @@ def normalized(text: str) -> str:
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"(^|[\s({\[,=])[\u2013\u2014]\s*(?=[\d.\\A-Za-z])", r"\1-", text)  # a dash that is a sign
     text = re.sub(r"(?<![\d.])(\d{0,50})\.(\d{0,50})\\(?:overline|bar)\s*(?:\{(\d{1,50})\}|(\d))", _repeating, text)
+    # Braces that TeX lets one leave out.
+    text = re.sub(r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}", text)
+    text = re.sub(rf"(\\[dtc]?frac)\s*({_ARGUMENT})\s*({_ARGUMENT})", _braced_fraction, text)
+    text = re.sub(r"\\sqrt\s*(\\[dtc]?frac\{[^{}]*\}\{[^{}]*\})", r"\\sqrt{\1}", text)
     text = _FUNCTION_OF_DEGREES.sub(_in_radians, text)
     text = re.sub(r"\b0[xX][0-9a-fA-F]{1,200}\b|\b0[bB][01]{1,200}\b", lambda code: str(int(code[0], 0)), text)
     for variant, known in _VARIANTS:
         text = text.replace(variant, known)
     return text
+
+
+def _braced_fraction(match: re.Match[str]) -> str:
+    numerator, denominator = (argument.strip("{}") for argument in match.group(2, 3))
+    return f"{match[1]}{{{numerator}}}{{{denominator}}}"
 
 
 def _in_radians(match: re.Match[str]) -> str:
@@ -112,7 +142,7 @@ def marked_answer(text: str) -> str | None:
     Empty when the box or the tag is cut off.
     """
     if "\\boxed" in text or "\\fbox" in text:
-        return _boxed_answer(text)
+        return _boxed_answer(_BARE_BOX.sub(r"\\\1{\2}", text))
     if "<answer>" in text:
         return text.rpartition("<answer>")[2].rpartition("</answer>")[0]
     last_line = text.rstrip().rpartition("\n")[2]
@@ -152,7 +182,7 @@ def is_choice(answer: str) -> bool:
 
 
 def is_word(answer: str) -> bool:
-    """Is the answer a word of three letters or more, such as `north`, which may be unreadable as mathematics?"""
+    """Is the answer a word, such as `north` or `no`, which may be unreadable as mathematics?"""
     return _word(answer) is not None
 
 
@@ -164,17 +194,54 @@ def named_choice(answer: str) -> str | None:
 
 def stated_answer(text: str, *, choice: bool) -> str | None:
     """An answer without a mark that a number parser would miss: a letter that is stated or stands alone, two numbers
-    joined by `or`, or mathematics without dollars after `answer is`, such as `(1, 2)` or `2\\sqrt{3}`."""
+    joined by `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
     if choice:
         lone = _LONE_CHOICE.fullmatch(text.strip().rpartition("\n")[2].strip())
         stated = [lone[1]] if lone else _STATED_CHOICE.findall(text)
         return stated[-1] if stated else None
     if either := _TWO_NUMBERS.search(text):
         return f"{either[1]}, {either[2]}"
-    stated = [found.rstrip(" .*") for found in _STATED.findall(text)]
-    if stated and _STATED_MATHEMATICS.fullmatch(stated[-1]) and not _TWO_LETTERS.search(stated[-1]):
-        return stated[-1]
+    if not (stated := _STATED.findall(text)):
+        return None
+    if several := _LIST.match(stated[-1]):
+        return several[0]
+    answer = stated[-1].rstrip(" .*")
+    if _STATED_MATHEMATICS.fullmatch(answer) and not _TWO_LETTERS.search(answer):
+        return answer
     return None
+
+
+def whole_answer(text: str, found: str) -> str | None:
+    """The expression in the text that a number parser took `found` from, and the unit after it: `1.5e3`, `3:2`, `5 km`.
+
+    What follows `answer is` where it has letters, which the parser would skip; else the first with `found` in it after
+    the last `answer`; else the last. `found` is empty where the parser met nothing. None without such an expression.
+    """
+    stated = list(_STATED.finditer(text))
+    match = _EXPRESSION.match(text, stated[-1].start(1)) if stated else None
+    if match and (not found or _LETTERS_AND_MORE.match(match[0])):
+        return _with_unit(text, match)
+    if not found:
+        return None
+    number = re.compile(rf"(?<![\d.]){re.escape(found)}(?!\d|\.\d)")
+    holding = [match for match in _EXPRESSION.finditer(text) if number.search(match[0].replace(",", ""))]
+    if not holding:
+        return None
+    answers = [match.end() for match in re.finditer(r"(?i)answer", text)]
+    after = [match for match in holding if answers and match.start() >= answers[-1]]
+    return _with_unit(text, after[0] if after else holding[-1])
+
+
+def _with_unit(text: str, match: re.Match[str]) -> str:
+    answer = re.sub(r"(?<=\d),(?=\d{3})", "", match[0])
+    if tight := _NUMBER_AND_LETTER.fullmatch(answer):
+        return rf"{tight[1]}\text{{ {tight[2]}}}"
+    # A dollar on both sides is LaTeX's.
+    money = text[: match.start()].endswith("$") and not text.startswith("$", match.end())
+    unit = _UNIT_AFTER.match(text, match.end())
+    if unit and (unit[1] in _SCALES or (not money and _unit(f"1 {unit[1]}"))):
+        answer = rf"{answer}\text{{ {unit[1]}}}"
+    return rf"\${answer}" if money else answer
 
 
 def plain_number(answer: str) -> str | None:
@@ -190,11 +257,22 @@ def unwrapped(answer: str) -> str:
     answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*)+\Z", "", answer.replace("~", " ").strip())
     if emphasized := re.fullmatch(r"(\*\*|\*|__|`)(.+)\1", answer, re.DOTALL):
         answer = emphasized[2].strip()
+    answer = re.sub(r"\A\\text\s*\{[^{}]*\bis:?\s*\}\s*(?=[-\d\\$(])", "", answer)
+    if text := _TEXT.fullmatch(answer):
+        words = re.sub(r"\A[A-Za-z ]*\bis:?\s", "", text[1]).strip()
+        answer = words if plain_number(words) else answer
     answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)
-    answer = re.sub(r"\A([-+]?\s*\d+)\s+(\d+)\s*/\s*(\d+)\Z", r"\1\\frac{\2}{\3}", answer)
+    answer = re.sub(r"\A([-+]?\s*\d+)\s+(\d+)\s*/\s*(\d+)(?=\Z|\\text)", r"\1\\frac{\2}{\3}", answer)
+    answer = _MIXED_PERCENTAGE.sub(_improper, answer)
+    answer = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times ", answer)
     answer = re.sub(r"\A([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)\Z", r"\1\\times 10^{\2}", answer)
     answer = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", answer)
     return re.sub(r"\*\*\s*(-?\w+)", r"^{\1}", answer)
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, numerator, denominator = (int(digits) for digits in match.group(2, 3, 4))
+    return rf"{match[1]}\frac{{{whole * denominator + numerator}}}{{{denominator}}}\%"
 
 
 def same_notation(gold: str, found: str) -> bool | None:
@@ -228,16 +306,19 @@ def _without_markup(answer: str) -> str:
     return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip("$. ").split())
 
 
-def _unit(answer: str) -> tuple[str, str] | None:
-    """A common unit at the answer's end and its power."""
+def _unit(answer: str) -> str | None:
+    """The common unit at the answer's end, such as `cm^2` or `km/h`; None for any other."""
     if re.match(r"\\?\$\s*\d[\d,.]*\Z", answer):
-        return "dollar", ""
-    match = _UNIT.search(answer)
+        return "dollar"
+    # A unit in words follows a digit or a brace; one in \text{} may follow anything.
+    match = _UNIT.search(_TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h"))
     if match is None:
         return None
-    word = (match[1] or match[2]).lower()
-    unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
-    return None if unit is None else (unit, match[3] or "")
+    parts = [(word.lower(), power) for word, power in (match.group(1, 2), match.group(3, 4)) if word]
+    names = [_UNITS.get(word) or _UNITS.get(word.removesuffix("s")) for word, _ in parts]
+    if None in names:
+        return None
+    return "/".join(f"{name}^{power}" if power else f"{name}" for name, (_, power) in zip(names, parts, strict=True))
 
 
 def _numeral(answer: str) -> tuple[str, str] | None:

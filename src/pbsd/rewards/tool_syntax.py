@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 SYNTAXES = ("auto", "json", "python", "hermes", "action")
 
 _TAG, _END_TAG = re.compile(r"<tool_call>\s*"), re.compile(r"\s*</tool_call>")
-_FENCE = re.compile(r"```[a-z_]*\n(.*?)```", re.DOTALL)
-_ACTION = re.compile(r"^[ \t]*Action:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+_FENCE_MARK = re.compile(r"```(?:[^\n`(]*\n)?")
+_ACTION = re.compile(r"^[ \t]*Action:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+_JSON_CALL = re.compile(r'[\[{].*"(?:name|arguments|parameters|function|tool_calls)"\s*:', re.DOTALL)
+_PYTHON_CALL = re.compile(r"[^\W\d][\w.]*\(\s*\w+\s*=(?!=)")
 _ACTION_INPUT = re.compile(r"^[ \t]*Action Input:\s*", re.MULTILINE)
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
 _BESIDE_FUNCTION = {"function", "id", "type", "index"}
@@ -49,8 +52,25 @@ def parse_calls(text: str, syntax: str) -> list[Call]:
 
 
 def looks_like_call(text: str) -> bool:
-    """Does the text hold a mark that only calls have, a tag or an Action line, whether or not it can be read?"""
-    return "<tool_call>" in text or _ACTION.search(text) is not None
+    """Is a call tried, whether or not it can be read?
+
+    That is a tag or an Action line anywhere; or the whole text, or what a code fence parts from the rest, is Python
+    with a call in it, or begins as a JSON or Python call. Prose that mentions a call is none.
+    """
+    if "<tool_call>" in text or _ACTION.search(text):
+        return True
+    return any(_tries_call(body.strip("` \r\n")) for body in _FENCE_MARK.split(text))
+
+
+def _tries_call(body: str) -> bool:
+    calls = body.strip("[] ")  # BFCL's decoder too adds the brackets of a list that are missing
+    if _JSON_CALL.match(body) or _PYTHON_CALL.match(calls):
+        return True
+    try:
+        statements = _statements(calls)
+    except ValueError:
+        return False
+    return any(isinstance(node, ast.Call) for statement in statements for node in ast.walk(statement))
 
 
 def load_json(text: str) -> Any:
@@ -144,15 +164,19 @@ def _action_call(name: str, rest: str) -> Call:
     return Call(name, arguments)
 
 
-def _python_calls(text: str) -> list[Call]:
+def _statements(text: str) -> list[ast.stmt]:
+    """Raises ValueError when the text is not Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser comments on escapes in model-written strings
-            statements = ast.parse(text).body
+            return ast.parse(text).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as failure:
         raise ValueError(f"not a Python call: {failure}") from None
+
+
+def _python_calls(text: str) -> list[Call]:
     nodes: list[ast.expr] = []
-    for statement in statements:
+    for statement in _statements(text):
         if not isinstance(statement, ast.Expr):
             raise ValueError(f"line {statement.lineno} is not a call")
         value = statement.value
@@ -175,6 +199,7 @@ def _python_call(node: ast.expr) -> Call:
             raise ValueError(f"argument {keyword.arg!r} of {name} is given twice")
         try:
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            repr(arguments[keyword.arg])  # raises for a hexadecimal integer of more digits than Python would read
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(f"argument {keyword.arg!r} of {name} is not a literal value") from None
     return Call(name, arguments)

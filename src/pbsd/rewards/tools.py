@@ -37,9 +37,10 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "auto", scorer: str = "strict") -> Grade:
     """Does the completion make exactly the expected tool calls, in any order?
 
-    `expected`: a list (or its JSON) of calls. An empty list expects no call at all. A call is either in BFCL's
-    possible-answer form `{name: {argument: [accepted values, "" when it may be left out]}}`, where strings are compared
-    without case, spaces and the characters `,./-_*^`; or plain, `{"name": ..., "arguments": {...}}` or ToolAlpaca's
+    `expected`: a list (or its JSON) of calls. An empty list expects no call at all, not even one that
+    cannot be read (`tool_syntax.looks_like_call`). A call is either in BFCL's possible-answer form
+    `{name: {argument: [accepted values, "" when it may be left out]}}`, where strings are compared without case, spaces
+    and the characters `,./-_*^`; or plain, `{"name": ..., "arguments": {...}}` or ToolAlpaca's
     `{"Action": ..., "Action_Input": "<json>"}`, where they are compared exactly. In both, 1 equals 1.0, true never
     equals 1, lists are ordered, objects are not, and a tuple equals the list of its items (but is no declared array).
 

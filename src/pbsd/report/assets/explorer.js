@@ -6,6 +6,7 @@
   const PAGE = 10;
   const CUT = 2000; // characters of a text, and
   const CUT_TOKENS = 400; // coloured tokens, that are shown before a button asks for the rest
+  const CUT_CELL = 100; // characters of a token in the table
   const at = (id) => document.getElementById(`explorer-${id}`);
   const [run, search, order, list, status, page] = ["run", "search", "order", "list", "status", "page"].map(at);
   const flags = [...form.querySelectorAll("[name=flag]")];
@@ -19,17 +20,19 @@
 
   function load(index) {
     if (!loaded.has(index)) {
-      const block = JSON.parse(document.getElementById(`pairs-${index}`).textContent);
-      loaded.set(index, { ...block, noun: block.paired ? "pairs" : "samples", haystacks: null });
+      const [first, ...lines] = document.getElementById(`pairs-${index}`).textContent.split("\n");
+      const block = JSON.parse(first);
+      loaded.set(index, { ...block, noun: block.paired ? "pairs" : "samples", haystacks: null,
+        texts: lines.slice(0, block.texts), records: lines.slice(block.texts) }); // JSON, parsed when it is shown
     }
     data = loaded.get(index);
     for (const flag of flags) {
-      const n = data.records.filter((record) => record.flags.includes(flag.value)).length;
+      const n = data.flags.filter((raised) => raised.includes(flag.value)).length;
       form.querySelector(`[data-count=${flag.value}]`).textContent = number.format(n);
     }
     at("share").textContent = data.records.length < data.total
       ? `The page holds ${number.format(data.records.length)} of the run's ${count(data.total, data.noun)}, evenly spaced `
-        + "over training; filters, counts and search see only these. --max_pairs takes more." : "";
+        + `over training; filters, counts and search see only these. ${data.more} takes more.` : "";
     at("tokens").replaceChildren(...(data.has_token_ratios ? legend()
       : ["This run's samples carry no log-ratio by token, so texts are not coloured."]));
   }
@@ -42,24 +45,26 @@
 
   // What is shown
 
-  function haystack(record) {
-    const texts = [record.prompt, record.context, record.teacher_prompt]
-      .filter((place) => place !== null).flatMap((place) => data.texts[place].map(([, text]) => text));
-    return [...texts, ...record.sides.map((side) => side.text)].join("\n").toLowerCase();
+  function haystacks() {
+    const texts = data.texts.map((line) => JSON.parse(line).map(([, text]) => text).join("\n"));
+    return data.records.map((line) => {
+      const record = JSON.parse(line);
+      const places = [record.prompt, record.context, record.teacher_prompt].filter((place) => place !== null);
+      return [...places.map((place) => texts[place]), ...record.sides.map((side) => side.text)].join("\n").toLowerCase();
+    });
   }
 
   function select() {
     clearTimeout(waiting);
     const wanted = flags.filter((flag) => flag.checked).map((flag) => flag.value);
     const query = search.value.trim().toLowerCase();
-    if (query) data.haystacks ??= data.records.map(haystack);
+    if (query) data.haystacks ??= haystacks();
     found = [...data.records.keys()].filter((place) =>
-      wanted.every((flag) => data.records[place].flags.includes(flag)) && (!query || data.haystacks[place].includes(query)));
-    const longest = (record) => Math.max(...record.sides.map((side) => side.tokens ?? 0));
-    const keys = { longest: (record) => -longest(record), margin: (record) => record.margin ?? Infinity,
-      "margin-down": (record) => -(record.margin ?? -Infinity) };
+      wanted.every((flag) => data.flags[place].includes(flag)) && (!query || data.haystacks[place].includes(query)));
+    const keys = { longest: (place) => -(data.longest[place] ?? 0), margin: (place) => data.margins[place] ?? Infinity,
+      "margin-down": (place) => -(data.margins[place] ?? -Infinity) };
     const key = keys[order.value];
-    if (key) found.sort((one, other) => key(data.records[one]) - key(data.records[other]) || one - other);
+    if (key) found.sort((one, other) => key(one) - key(other) || one - other);
     show(0);
   }
 
@@ -83,7 +88,7 @@
   // A pair
 
   function card(place) {
-    const record = data.records[place], id = `pair-${place}`;
+    const record = JSON.parse(data.records[place]), id = `pair-${place}`;
     const chips = record.flags.map((flag) => element("li", { class: `chip ${flag}` },
       form.querySelector(`[value=${flag}]`).parentElement.firstChild.nextSibling.textContent.trim()));
     const figures = ["margin", "label", "advantage", "loss"].filter((key) => key in record)
@@ -102,7 +107,7 @@
 
   function block(title, place) {
     const parts = place === null ? [element("p", { class: "caption" }, "none")]
-      : data.texts[place].flatMap(([role, text]) =>
+      : JSON.parse(data.texts[place]).flatMap(([role, text]) =>
         [role === null ? null : element("p", { class: "role" }, visible(role)), ...passage(text)]);
     return element("div", { class: "block" }, element("h4", {}, title), ...parts);
   }
@@ -114,27 +119,57 @@
       given.finished === false && "cut at the length limit"].filter(Boolean);
     return element("div", { class: `block ${given.name}` }, element("h4", {}, titles[given.name]),
       element("p", { class: "facts" }, facts.join(" · ")),
-      ...(given.pieces ? tokens(given) : passage(given.text)));
+      ...(given.ratios === undefined ? passage(given.text) : tokens(unpacked(given))));
+  }
+
+  /** The first `size` characters of a text, or one less where that would halve a surrogate pair. */
+  function head(text, size) {
+    if (text.length <= size) return text;
+    return text.slice(0, /[\ud800-\udbff]/.test(text[size - 1]) ? size - 1 : size);
   }
 
   /** A text; a long one is cut, with a button for the rest. */
   function passage(text) {
     const pre = element("pre", { dir: "auto" });
-    const end = /[\ud800-\udbff]/.test(text[CUT - 1] ?? "") ? CUT - 1 : CUT; // not within a surrogate pair
     return opening(pre, text.length > CUT, count(text.length, "characters"),
-      (whole) => pre.replaceChildren(visible(whole ? text : text.slice(0, end))));
+      (whole) => pre.replaceChildren(visible(whole ? text : head(text, CUT))));
+  }
+
+  /** A side's tokens and their log-ratios, from their lengths and from thousandths (none: not known). */
+  function unpacked({ text, lengths, rest, ratios }) {
+    const sizes = lengths.split(",").map(Number);
+    const total = sizes.reduce((sum, size) => sum + size, 0);
+    const whole = text.slice(0, total - rest.length) + rest;
+    let end = 0;
+    return { pieces: sizes.map((size) => whole.slice(end, end += size)),
+      ratios: ratios.split(",").map((thousandths) => (thousandths === "" ? null : Number(thousandths) / 1000)) };
+  }
+
+  /** The first tokens, as many as are shown at once; one of them may be a long text. */
+  function firstPieces(pieces) {
+    const kept = [];
+    let room = CUT;
+    for (const piece of pieces.slice(0, CUT_TOKENS)) {
+      if (room <= 0) break;
+      kept.push(head(piece, room));
+      room -= piece.length;
+    }
+    return kept;
   }
 
   function tokens({ pieces, ratios }) {
     const pre = element("pre", { dir: "auto" });
     const span = (text, place) =>
       element("span", { class: `token ${level(ratios[place])}`, title: `log-ratio ${figure(ratios[place])}` }, visible(text));
-    const rows = () => pieces.map((text, place) => [String(place + 1), JSON.stringify(text), figure(ratios[place])]);
+    const cell = (text) => JSON.stringify(head(text, CUT_CELL)) + (text.length > CUT_CELL ? "…" : "");
+    const rows = () => pieces.map((text, place) => [String(place + 1), cell(text), figure(ratios[place])]);
+    const characters = pieces.reduce((sum, text) => sum + text.length, 0);
     const numbers = element("details", {}, element("summary", {}, "Tokens as a table"));
     numbers.addEventListener("toggle", () => numbers.append(
       table({ caption: "Log-ratio by token", columns: ["place", "token", "log-ratio"], rows: rows() })), { once: true });
-    return [...opening(pre, pieces.length > CUT_TOKENS, count(pieces.length, "tokens"),
-      (whole) => pre.replaceChildren(...(whole ? pieces : pieces.slice(0, CUT_TOKENS)).map(span))), numbers];
+    return [...opening(pre, pieces.length > CUT_TOKENS || characters > CUT,
+      `${count(pieces.length, "tokens")}, ${count(characters, "characters")}`,
+      (whole) => pre.replaceChildren(...(whole ? pieces : firstPieces(pieces)).map(span))), numbers];
   }
 
   function level(ratio) {
