@@ -349,7 +349,8 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
         (OFF, "every coefficient is 0"),
         ({"group_coef": -1.0}, "group_coef must be at least 0"),
         ({"num_teacher_generations": 0, "pairing": "cross"}, "at least 1 for imitation and for pairing='cross'"),
-        ({"num_teacher_generations": 0, "pairing": "all", "imitation_coef": 1.0}, "at least 1 for imitation"),
+        ({"num_teacher_generations": 0, "preset": "mixed"}, "at least 1 for imitation"),
+        ({"temperature": 0.6, "preset": "mixed"}, "need temperature=1, top_p=1"),
         ({"imitation_from": "union", "top_p": 0.9}, "need temperature=1, top_p=1"),
         ({"direct_coef": 1.0, "temperature": 0.6}, "need temperature=1, top_p=1"),
         ({"direct_coef": 1.0, "generation_kwargs": {"repetition_penalty": 1.1}}, "no generation_kwargs"),
@@ -366,7 +367,6 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
             "has no bound",
         ),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
-        ({"imitation_gate": "handover"}, "raise imitation_coef"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),
         ({"coef_schedule": {"group_coef": [[5, 1.0], [0, 0.0]]}}, "in the order of steps"),
         ({"coef_schedule": {"group_coef": [[0, -1.0]]}}, "must be finite and not negative"),
@@ -376,5 +376,5 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
 )  # fmt: skip
 def test_refused(options, words, tmp_path):
     with pytest.raises(ValueError) as caught:
-        PBSDConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        PBSDConfig(**{"output_dir": str(tmp_path), "use_cpu": True, "preset": "pairs", **options})
     assert words in str(caught.value)

@@ -180,7 +180,8 @@ def test_a_batch_may_end_inside_the_last_of_several_prompts(size):
 
 def test_warpers_among_the_generation_kwargs_are_the_options(tmp_path):
     def params(**kwargs):
-        return PBSDConfig(output_dir=str(tmp_path), use_cpu=True, generation_kwargs=kwargs).sampling_params()
+        args = PBSDConfig(output_dir=str(tmp_path), use_cpu=True, preset="pairs", generation_kwargs=kwargs)
+        return args.sampling_params()
 
     found = params(temperature=0.5, top_p=None, repetition_penalty=1.5)
     assert (found.temperature, found.top_p) == (0.5, 1.0)
@@ -189,7 +190,7 @@ def test_warpers_among_the_generation_kwargs_are_the_options(tmp_path):
         params(top_p=1.5)
     for kwargs in ({"temperature": 0.3}, {"repetition_penalty": 1.5}):
         with pytest.raises(ValueError, match="imitation_from='union'"):
-            PBSDConfig(output_dir=str(tmp_path), use_cpu=True, imitation_from="union", generation_kwargs=kwargs)
+            PBSDConfig(output_dir=str(tmp_path), use_cpu=True, generation_kwargs=kwargs)
 
 
 def test_processed_log_probabilities_are_not_the_teachers(make_trainer):

@@ -8,14 +8,14 @@ from pbsd.cli import main
 from pbsd.report.files import read_lines
 
 expect = pytest.importorskip("playwright.sync_api").expect
-PAIRS_ONLY = ("loss_type", "pairing", "pair_policy", "num_teacher_generations")
+PBSD_ONLY = ("preset", "loss_type", "nll_coef", "num_teacher_generations")
 
 
 def test_trained_runs_become_a_page(recipe, tmp_path, show, capsys):
     folders = [tmp_path / method for method in ("pbsd", "grpo")]
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith("output_dir")]
     for folder in folders:
-        options = [line for line in lines if folder.name == "pbsd" or not line.startswith(PAIRS_ONLY)]
+        options = [line for line in lines if folder.name == "pbsd" or not line.startswith(PBSD_ONLY)]
         recipe.write_text("\n".join([*options, f"method: {folder.name}", f"output_dir: {folder}"]))
         assert main(["train", str(recipe), "--eval_strategy", "steps", "--eval_steps", "3"]) == 0
     out = tmp_path / "page.html"
