@@ -126,6 +126,16 @@ def test_methods_without_pairs_show_their_samples(explore, tmp_path):
     expect(card.locator(".sample pre")).to_have_text("forty-two")
 
 
+def test_samples_beside_pairs_are_called_samples(explore, tmp_path):
+    """PBSD records a sample that is in no pair by itself."""
+    page = explore(write_run(tmp_path / "run", samples=[pair(1, 7), sample(1, 8, text="forty-two")]))
+    expect(page.get_by_role("status")).to_contain_text("2 records of 2")
+    cards = page.get_by_role("article")
+    expect(cards.nth(0).get_by_role("heading", level=3)).to_contain_text("Pair 1")
+    expect(cards.nth(1).get_by_role("heading", level=3)).to_contain_text("Sample 2")
+    expect(cards.nth(1).locator(".sample pre")).to_have_text("forty-two")
+
+
 def test_the_run_picker_changes_the_explorer(explore, runs):
     page = explore(*runs)
     expect(page.get_by_role("status")).to_contain_text("3 pairs of 3")

@@ -29,12 +29,17 @@ class Explorer:
     """One run's block of the explorer. `records` may be a share of the run's `total`, evenly spaced over it; `more` is
     the option that takes a larger one."""
 
-    paired: bool
     total: int
     records: list[Record]
     texts: list[list[tuple[str | None, str]]]
     has_token_ratios: bool
     more: str = "--max_pairs"
+
+    @property
+    def noun(self) -> str:
+        """What the records are; `records` where some are pairs and some samples that are in none."""
+        found = {len(record["sides"]) for record in self.records}
+        return "records" if len(found) == 2 else "pairs" if found == {2} else "samples"
 
     @property
     def size(self) -> int:
@@ -54,7 +59,7 @@ class Explorer:
         """What the page holds, a value a line: what filters and orders need of every record, then texts, then records.
         The page parses the first line at once, each of the others when it is shown."""
         yield {
-            "paired": self.paired,
+            "noun": self.noun,
             "total": self.total,
             "more": self.more,
             "has_token_ratios": self.has_token_ratios,
@@ -95,7 +100,6 @@ def _thinned(run: Run, number_kept: int) -> Explorer:
         record["flags"].append("longest")
     sides = [side for record in records for side in record["sides"]]
     return Explorer(
-        paired=any(len(record["sides"]) == 2 for record in records),
         total=total,
         records=records,
         texts=texts.blocks,

@@ -76,7 +76,7 @@ def render(title: str, sections: Sequence[Section], explorers: Mapping[str, Expl
             {"name": name, "block": "\n".join(map(json_block, found.lines))} for name, found in explorers.items()
         ],
         flags=FLAGS,
-        only_samples=not any(found.paired for found in explorers.values()),
+        only_samples=all(found.noun == "samples" for found in explorers.values()),
     )
 
 

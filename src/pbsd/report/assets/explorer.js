@@ -22,7 +22,7 @@
     if (!loaded.has(index)) {
       const [first, ...lines] = document.getElementById(`pairs-${index}`).textContent.split("\n");
       const block = JSON.parse(first);
-      loaded.set(index, { ...block, noun: block.paired ? "pairs" : "samples", haystacks: null,
+      loaded.set(index, { ...block, haystacks: null,
         texts: lines.slice(0, block.texts), records: lines.slice(block.texts) }); // JSON, parsed when it is shown
     }
     data = loaded.get(index);
@@ -95,7 +95,7 @@
       .map((key) => element("div", {}, element("dt", {}, key), element("dd", {}, figure(record[key]))));
     return element("article", { class: "pair", "aria-labelledby": id },
       element("div", { class: "bar" },
-        element("h3", { id }, `${data.paired ? "Pair" : "Sample"} ${number.format(place + 1)}`,
+        element("h3", { id }, `${record.sides.length === 2 ? "Pair" : "Sample"} ${number.format(place + 1)}`,
           element("small", {}, ` step ${figure(record.step)}, row ${record.row === null ? "–" : visible(record.row)}`)),
         element("ul", { class: "chips", "aria-label": "Flags" }, ...chips)),
       element("dl", { class: "figures" }, ...figures),
