@@ -9,6 +9,7 @@ import yaml
 
 from pbsd.compare.plan import _dataset_sha256, final_runs, folder_name, resolved_options, training_seed, tuning_runs
 from pbsd.compare.study import Cell, StudyError, Unit, load_study, study_name
+from pbsd.methods import METHODS
 
 STRENGTH = Path(__file__).parents[2] / "studies" / "strength" / "study.yaml"
 
@@ -255,6 +256,16 @@ def test_the_strength_study_is_sound():
     assert {options[run.key]["lr_scheduler_type"] for run in runs} == {"constant_with_warmup"}
 
 
+def form(spec):
+    """Every option of a method of a study file, written out or not."""
+    return METHODS[spec["method"]][0](output_dir="none", use_cpu=True, **spec.get("options", {})).to_dict()
+
+
+def test_the_default_of_pbsd_is_the_form_that_the_strength_study_compares():
+    written_out = yaml.safe_load(STRENGTH.read_text())["methods"]["pbsd"]
+    assert form(written_out) == form({"method": "pbsd"})
+
+
 @pytest.mark.parametrize("name", ["ablation", "stability"])
 def test_the_studies_beside_it_are_its_own_runs_but_for_what_they_ask(name, tmp_path):
     """Same options, methods, worlds and measurements, other seeds; every form's options fit. (Without its choices,
@@ -268,7 +279,7 @@ def test_the_studies_beside_it_are_its_own_runs_but_for_what_they_ask(name, tmp_
     for key in ("options", "test", "checkpoint", "learning_rate_decay"):
         assert beside[key] == strength[key], key
     for method in beside["methods"].keys() & strength["methods"].keys():
-        assert beside["methods"][method]["options"] == strength["methods"][method]["options"], method
+        assert form(beside["methods"][method]) == form(strength["methods"][method]), method
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(beside, sort_keys=False))
     study = load_study(tmp_path / "study.yaml")
     used = {unit.seed for unit in load_study(STRENGTH).units()}

@@ -15,7 +15,8 @@ from pbsd.compare.findings import Findings, read_findings
 from pbsd.compare.statistics import Interval, average_ranks, crossed_interval
 from pbsd.compare.study import Cell
 
-_ALIKE = 1.02
+_EQUAL_TOKENS = 1.02
+"""Ratio of mean generated tokens up to which they are called equal."""
 CLOSE = 0.9
 """Share of the best method's final accuracy that tokens are counted to."""
 
@@ -254,9 +255,9 @@ def _unequal_tokens(findings: Findings) -> list[str]:
     for cell, by_method in spent.items():
         means = {method: statistics.fmean(tokens) for method, tokens in by_method.items()}
         least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        if means[most] > _ALIKE * means[least]:
+        if means[most] > _EQUAL_TOKENS * means[least]:
             lines.append(f"- {_cell(cell)}: {most} {means[most]:,.0f}, {least} {means[least]:,.0f}")
-    title = f"Mean generated tokens differ by more than {_ALIKE - 1:.0%}, of the most and the least:"
+    title = f"Mean generated tokens differ by more than {_EQUAL_TOKENS - 1:.0%}, of the most and the least:"
     return [title, "\n".join(lines)] if lines else []
 
 

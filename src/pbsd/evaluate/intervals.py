@@ -64,8 +64,7 @@ def logit_interval(interval: Interval) -> Interval:
     The delta method: h / (m (1 - m)) is t times the standard error of logit(m), so clusters and degrees of freedom stay
     what they were. This is `svyciprop(method="xlogit")` of R's package survey. Near 0 and 1 it covers where the
     symmetric interval is too short on the far side and leaves [0, 1] on the near one; around 1/2 they are
-    almost the same. Wilson's interval with the same standard error is a little shorter, but with few problems of
-    several samples it fell further below its confidence (0.92 against 0.93 in simulations like those of the tests).
+    almost the same.
     """
     if not interval.low < interval.high:  # unknown, or without width
         return interval
