@@ -55,9 +55,7 @@ class PBSDConfig(TeacherSamplesConfig):
     _VALID_DICT_FIELDS = [*TeacherSamplesConfig._VALID_DICT_FIELDS, "coef_schedule"]
     _how_to_use_rewards: ClassVar[str] = "loss_type='bradley_terry' or a pair_policy that reads rewards, or "
 
-    preset: Preset = option(
-        "mixed", "mixed, pairs or published: sets the options whose default is null."
-    )
+    preset: Preset = option("mixed", "mixed, pairs or published: sets the options whose default is null.")
     beta: float = option(0.1, "Strength of the pull to the teacher; the tilt is reward_scale / beta.")
     loss_type: PreferenceLoss = option("logistic", "Pair loss: logistic (the paper's), bradley_terry or squared.")
     reward_scale: float = option(1.0, "eta: multiplies the reward inside the loss.")

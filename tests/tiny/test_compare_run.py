@@ -1,0 +1,104 @@
+"""One run of a study: its schedule, the weights that it is tested with, and what it may read."""
+
+import contextlib
+import json
+
+import pytest
+from tiny_study import STUDY, compare, write_study
+
+from pbsd.api import SelfDistillationTrainer
+from pbsd.compare.execute import execute
+from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
+from pbsd.compare.store import METRICS, RESULT, read_lines
+from pbsd.compare.study import load_study
+from pbsd.config import SFTConfig
+from pbsd.evaluate.accuracy import measure_accuracy
+from pbsd.lab import worlds
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(600, 20), (5000, 5)])
+def test_the_learning_rate_falls_as_the_budget_is_spent(tmp_path, tokens, steps):
+    """1e-3 times the share of tokens (of those counted when the step before began) or steps that is left, whichever is
+    less; at most 160 tokens a step, so 5000 are never spent and 5 steps end the run, 600 before 20 steps."""
+    budget = {"generated_tokens": tokens, "max_steps": steps}
+    tuning = {**STUDY["tuning"], "generated_tokens": tokens}
+    folder = write_study(tmp_path / "tiny", budget=budget, tuning=tuning)
+    assert compare(folder, "--only", "tuning", "pbsd", "trial0") == 0
+    lines = read_lines(next((folder / "work" / "runs").glob("tuning-pbsd-*")) / METRICS)
+    spent = [0, *(line["tokens/generated_total"] for line in lines)]
+    left = [1 - max(spent[max(0, k - 1)] / tokens, k / steps) for k in range(len(lines))]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * share for share in left])
+    assert len(lines) >= 5
+
+
+def test_the_tested_weights_are_those_of_the_rule(tmp_path):
+    """At learning rate 0 every checkpoint is the base: its test counts, measured here by hand, and the first step."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    run = next(
+        r for r in final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": 0.0}}) if r.method == "sft"
+    )
+    execute(run, tmp_path / "run", resolved_options([run])[run.key], 50)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    args = SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, num_generations_eval=2, max_completion_length=40, disable_tqdm=True
+    )
+    rows = worlds.dataset_rows("arithmetic-dense", "test", 8)
+    base = SelfDistillationTrainer("lab/arithmetic-0.2m", args, None, rows, "pbsd.lab.arithmetic:reward")
+    expected = measure_accuracy(base.engine, base.eval_dataset.prompts, greedy=False).problems
+    assert result["problems"] == [[p.row, p.num_samples, p.num_correct, p.generated_tokens] for p in expected]
+    assert result["tested_step"] == 0
+    assert len({point["accuracy"] for point in result["curve"]}) == 1
+
+
+@pytest.mark.parametrize(("rule", "equal"), [("best_validation", True), ("last", False)])
+def test_the_best_weights_are_put_back(tmp_path, rule, equal):
+    """A ruinous learning rate: the base is the best point, so its counts return by that rule and not by the other."""
+    study = load_study(write_study(tmp_path / "tiny", checkpoint=rule) / "study.yaml")
+    problems = []
+    for rate in (0.0, 1.0):
+        run = final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": rate}})[1]
+        assert run.method == "sft"
+        execute(run, tmp_path / str(rate), resolved_options([run])[run.key], 50)
+        problems.append(json.loads((tmp_path / str(rate) / RESULT).read_text())["problems"])
+    assert (problems[0] == problems[1]) == equal
+
+
+def test_a_run_that_diverges_is_a_finding(tmp_path):
+    """An absurd learning rate makes the loss infinite or NaN within a step or two: the run is tested as it is then."""
+    options = {**STUDY["options"], "learning_rate": 1e30}
+    study = load_study(write_study(tmp_path / "tiny", options=options, checkpoint="last") / "study.yaml")
+    run = next(run for run in final_runs(study, {}) if run.method == "sft")
+    execute(run, tmp_path / "run", resolved_options([run])[run.key], 50)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert result["ended_by"] == "divergence"
+    assert 0 < result["steps"] == result["tested_step"] == result["curve"][-1]["step"] < 6
+    assert sum(correct for _, _, correct, _ in result["problems"]) == 0
+
+
+def test_no_test_problem_is_read_before_the_end(tmp_path, monkeypatch):
+    """With poisoned test rows tuning runs as ever; the negative control, a final run, meets them after its training."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    rows = worlds.dataset_rows
+
+    def poisoned(name, split, size, seed=0):
+        if split == "test":
+            raise RuntimeError("a test problem was read")
+        return rows(name, split, size, seed)
+
+    monkeypatch.setattr(worlds, "dataset_rows", poisoned)
+    for run in (tuning_runs(study)[0], final_runs(study, {})[0]):
+        guard = contextlib.nullcontext() if run.kind == "tuning" else pytest.raises(RuntimeError, match="test problem")
+        options = resolved_options([run])[run.key]
+        with guard:
+            execute(run, tmp_path / run.kind, options, 1)
+        last = json.loads((tmp_path / run.kind / "curve.jsonl").read_text().splitlines()[-1])
+        assert last["generated_tokens"] >= run.budget.generated_tokens
+    assert json.loads((tmp_path / "tuning" / RESULT).read_text())["problems"] == []
+    assert not (tmp_path / "final" / RESULT).exists()
+    # And a run that was stopped there ends as one left alone, no step further.
+    monkeypatch.undo()
+    found = []
+    for folder in ("final", "whole"):
+        execute(run, tmp_path / folder, options, 1)
+        found.append({**json.loads((tmp_path / folder / RESULT).read_text()), "seconds": None})
+    assert found[0] == found[1]
