@@ -57,6 +57,15 @@ def test_under_autocast(name):
     assert torch.cosine_similarity(found["blocks"][1], found["no"][1], dim=0) > 0.98
 
 
+def test_capability_is_found_under_autocast_as_without():
+    """bfloat16's rounding is many times what full-precision weights are allowed to differ by."""
+    model = loud(build("llama"))
+    with torch.autocast("cpu", torch.bfloat16):
+        capability = enable_scoring(model)
+    assert capability.packed == "blocks"
+    assert not capability.reason
+
+
 def test_gross_errors_are_found_in_half_precision_too():
     """A head that is no linear map: logits times 0.2 are a nat or more off, where rounding may explain a quarter."""
 

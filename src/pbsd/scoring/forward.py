@@ -221,7 +221,8 @@ def _capability(model: nn.Module, lm: Any) -> Capability:
         means.insert(0, "blocks")
     if embedding.is_meta:
         return Capability(True, means[0] if means else None, obstacle)
-    with _evaluation_mode(lm), torch.no_grad():
+    # Without autocast, whose rounding would look like an error of ours in full-precision weights.
+    with _evaluation_mode(lm), torch.no_grad(), torch.autocast(embedding.device.type, enabled=False):
         if gap := _gap(lm, None):
             return Capability(False, None, f"its head is not a linear map as known here ({gap})")
         for packed in means:
