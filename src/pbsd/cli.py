@@ -128,9 +128,9 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         return compare_commands.run(flags)
 
     if args.command == "evaluate":
-        from pbsd.evaluation import commands as evaluation_commands
+        from pbsd.evaluate import commands as evaluate_commands
 
-        return evaluation_commands.run(flags)
+        return evaluate_commands.run(flags)
 
     if args.command == "report":
         from pbsd.report import commands as report_commands

@@ -28,9 +28,9 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from pbsd.accuracy import Accuracy, ProblemResult, paired_difference
 from pbsd.api import SelfDistillationTrainer
 from pbsd.config import RolloutConfig
-from pbsd.evaluate.accuracy import Accuracy, ProblemResult, paired_difference
 from pbsd.hub import push_model, write_model_card
 from pbsd.methods import method_name
 from pbsd.progress import ProgressBar, status

@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from pbsd.accuracy import Accuracy, measure_accuracy
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
 from pbsd.diagnostics.alarms import Alarm, AlarmMonitor
 from pbsd.diagnostics.style import StyleGap
 from pbsd.engine import Engine
-from pbsd.evaluate.accuracy import Accuracy, measure_accuracy
 from pbsd.hub import MODEL_CARD_TAGS, write_model_card
 from pbsd.methods.method import Method
 from pbsd.records import Batch, Metrics, Prompt

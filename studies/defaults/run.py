@@ -20,7 +20,7 @@ import torch
 from transformers import PrinterCallback
 
 from pbsd import PBSDConfig, PBSDTrainer
-from pbsd.evaluate.accuracy import paired_difference
+from pbsd.accuracy import paired_difference
 from pbsd.lab import arithmetic
 
 RESULTS = Path(__file__).with_name("results.jsonl")

@@ -6,13 +6,13 @@ import json
 import pytest
 from tiny_study import STUDY, compare, write_study
 
+from pbsd.accuracy import measure_accuracy
 from pbsd.api import SelfDistillationTrainer
 from pbsd.compare.execute import execute
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
 from pbsd.compare.store import METRICS, RESULT, read_lines
 from pbsd.compare.study import load_study
 from pbsd.config import SFTConfig
-from pbsd.evaluate.accuracy import measure_accuracy
 from pbsd.lab import worlds
 
 

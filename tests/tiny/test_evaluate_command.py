@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pbsd import benchmarks
 from pbsd.benchmarks import examples
 from pbsd.cli import main
-from pbsd.evaluation import measure
-from pbsd.evaluation.records import ResultFolder
+from pbsd.evaluate import measure
+from pbsd.evaluate.records import ResultFolder
 
 FILES = ("records.jsonl", "summary.json")
 

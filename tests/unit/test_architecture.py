@@ -14,9 +14,9 @@ LAYERS = [
     "theory", "strict_json",
     "records", "losses", "pairs", "diagnostics", "logprobs", "scoring", "rollouts", "teacher", "config", "rewards",
     "lab", "render", "benchmarks",
-    "data", "engine", "samples", "distillation", "handover", "evaluate", "methods", "hub", "trainer", "api", "recipe",
-    "progress", "run", "compare", "evaluation", "pilot", "advise", "figures", "theory_commands", "memory",
-    "inspect_recipe", "weightless", "report", "cli",
+    "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub", "trainer",
+    "api", "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
+    "memory", "inspect_recipe", "weightless", "report", "cli",
 ]  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsd.evaluate.accuracy import Accuracy, ProblemResult, paired_difference
-from pbsd.evaluate.intervals import Interval, clustered_interval, difference_interval, logit_interval, share_interval
+from pbsd.accuracy import Accuracy, ProblemResult, paired_difference
+from pbsd.intervals import Interval, clustered_interval, difference_interval, logit_interval, share_interval
 
 
 def problem(row, correct, samples=4, unjudged=0):

@@ -22,12 +22,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from pbsd.accuracy import Accuracy, ProblemResult, measure_accuracy
 from pbsd.api import SelfDistillationTrainer
 from pbsd.compare.plan import Run, write_recipe
 from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, is_current, read_lines
 from pbsd.data import load_rows
 from pbsd.engine import Engine
-from pbsd.evaluate.accuracy import Accuracy, ProblemResult, measure_accuracy
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
 from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, git_revision, stop_on_sigterm

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pbsd.evaluate.intervals import Interval
+from pbsd.intervals import Interval
 
 Array = NDArray[np.float64]
 

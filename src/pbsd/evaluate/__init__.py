@@ -1,1 +1,1 @@
-"""How good a model is, with honest intervals: accuracy on held-out problems, clustered by problem."""
+"""`pbsd evaluate`: a model on a benchmark, resumable, with intervals; and two results compared by problem."""

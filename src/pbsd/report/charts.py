@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pbsd.evaluate.intervals import Interval
+from pbsd.intervals import Interval
 from pbsd.report.elements import Choice, Plot, Table, figure, interval, label, percent, short
 from pbsd.report.trials import Spread, Trial, band, final_accuracy, generates
 

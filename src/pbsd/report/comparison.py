@@ -19,7 +19,7 @@ from pbsd.compare.table import (
     tokens_to_best,
     usage,
 )
-from pbsd.evaluate.intervals import Interval, logit_interval
+from pbsd.intervals import Interval, logit_interval
 from pbsd.report.charts import dots
 from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, interval
 from pbsd.report.study import Study, cell_name

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pbsd.evaluate.intervals import Interval
+from pbsd.intervals import Interval
 
 Plot = dict[str, Any]
 """plotly.js `data` and `layout`. A trace's `meta` names its colour, which the page takes from its theme."""

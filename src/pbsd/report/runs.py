@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbsd.evaluate.intervals import Interval, difference_interval, share_interval
+from pbsd.intervals import Interval, difference_interval, share_interval
 from pbsd.report.files import Notes, Record, integer, number, read_json, read_lines, read_yaml
 
 RUN_FILES = ("manifest.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "eval_before.json", "summary.json")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pbsd.compare.statistics import CellValues, crossed_interval
-from pbsd.evaluate.intervals import Interval, logit_interval, share_interval
+from pbsd.intervals import Interval, logit_interval, share_interval
 from pbsd.report.files import number
 from pbsd.report.runs import Run
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsd.evaluate.intervals import clustered_interval
-from pbsd.evaluation.records import ProblemRecord, SampleRecord, differences, problem_keys
-from pbsd.evaluation.statistics import (
+from pbsd.evaluate.records import ProblemRecord, SampleRecord, differences, problem_keys
+from pbsd.evaluate.statistics import (
     majority,
     paired_differences,
     pass_at_k,
@@ -18,6 +17,7 @@ from pbsd.evaluation.statistics import (
     ratio_interval,
     summarize,
 )
+from pbsd.intervals import clustered_interval
 from pbsd.records import quantile
 
 

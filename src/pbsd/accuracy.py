@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pbsd.engine import Engine
-from pbsd.evaluate.intervals import Interval, difference_interval, share_interval
+from pbsd.intervals import Interval, difference_interval, share_interval
 from pbsd.records import Prompt, Rollout
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pbsd.diagnostics.text import hedging_rate, leaks
-from pbsd.evaluate.intervals import Interval, clustered_interval, difference_interval, share_interval
-from pbsd.evaluation.records import ProblemRecord, SampleRecord
+from pbsd.evaluate.records import ProblemRecord, SampleRecord
+from pbsd.intervals import Interval, clustered_interval, difference_interval, share_interval
 from pbsd.records import quantile
 from pbsd.rewards.grade import OUTCOMES
 

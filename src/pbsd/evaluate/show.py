@@ -10,9 +10,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from pbsd.evaluation.compare import Comparison
-from pbsd.evaluation.records import ProblemRecord
-from pbsd.evaluation.statistics import SHARES, accuracy
+from pbsd.evaluate.compare import Comparison
+from pbsd.evaluate.records import ProblemRecord
+from pbsd.evaluate.statistics import SHARES, accuracy
 from pbsd.progress import LiveLine, console
 
 _NAMES = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsd.evaluation.records import MANIFEST, OF_THE_MACHINE, OF_THE_MODEL, SUMMARY, ResultFolder, differences
-from pbsd.evaluation.statistics import paired_differences
+from pbsd.evaluate.records import MANIFEST, OF_THE_MACHINE, OF_THE_MODEL, SUMMARY, ResultFolder, differences
+from pbsd.evaluate.statistics import paired_differences
 
 _FREE = OF_THE_MODEL | OF_THE_MACHINE
 _NOT_COMPARED = _FREE | {"prompts_sha256"}  # token ids: another tokenizer's are other numbers

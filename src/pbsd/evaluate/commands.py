@@ -97,7 +97,7 @@ def _parse(flags: Sequence[str]) -> argparse.Namespace:
 
 
 def _request(args: argparse.Namespace) -> Any:
-    from pbsd.evaluation.measure import Request
+    from pbsd.evaluate.measure import Request
 
     same = (
         "n", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "seed", "thinking", "scorer", "dtype",
@@ -127,8 +127,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from pbsd.evaluation import measure, show
-    from pbsd.evaluation.records import ResultFolder
+    from pbsd.evaluate import measure, show
+    from pbsd.evaluate.records import ResultFolder
     from pbsd.progress import status
 
     if args.num_threads is not None:
@@ -149,7 +149,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _check_gold(args: argparse.Namespace) -> int:
-    from pbsd.evaluation.measure import check_gold
+    from pbsd.evaluate.measure import check_gold
 
     benchmark, rows = benchmarks.find(args.benchmark), benchmarks.load(args.benchmark, _query(args))
     failures = check_gold(benchmark, rows, _request(args), Path("."))
@@ -159,8 +159,8 @@ def _check_gold(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from pbsd.evaluation import show
-    from pbsd.evaluation.compare import compare
+    from pbsd.evaluate import show
+    from pbsd.evaluate.compare import compare
 
     comparison = compare(*args.compare, allow_different=args.allow_different)
     show.print_comparison(comparison)

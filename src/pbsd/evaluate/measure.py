@@ -20,8 +20,8 @@ from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, re
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
-from pbsd.evaluation.records import RECORDS, SUMMARY, ProblemRecord, ResultFolder, SampleRecord, problem_keys
-from pbsd.evaluation.statistics import summarize
+from pbsd.evaluate.records import RECORDS, SUMMARY, ProblemRecord, ResultFolder, SampleRecord, problem_keys
+from pbsd.evaluate.statistics import summarize
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
 from pbsd.rollouts import TransformersSampler
