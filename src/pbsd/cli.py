@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     train.add_argument("recipe", help="YAML file; any of its keys can be given as a flag: --learning_rate 3e-4")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
 
+    options = commands.add_parser("options", help="list every option of a recipe, with its default and what it does")
+    options.add_argument("method", nargs="?", default="pbsd", help="whose options (default pbsd)")
+
     render = commands.add_parser("render", help="show both roles' prompts, with ids, lengths and what would be dropped")
     render.add_argument("recipe")
     render.add_argument("-n", type=int, default=3, help="how many rows to show (default 3)")
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("report", help="one web page of runs and studies", add_help=False)
 
     args, flags = parser.parse_known_args(argv)
-    if flags and args.command in ("advise", "theory"):
+    if flags and args.command in ("advise", "theory", "options"):
         parser.error(f"unknown arguments: {' '.join(flags)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -153,6 +156,12 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
             theory_commands.run_crossover(args.out, advantage=args.advantage, overlap=args.overlap, **family)
         else:
             theory_commands.run_phase_diagram(args.out, **family)
+        return 0
+
+    if args.command == "options":
+        from pbsd import show_options
+
+        show_options.show(args.method)
         return 0
 
     import datasets

@@ -1,14 +1,18 @@
 """`pbsd render`, `pbsd doctor` and what a finished run folder holds, as a person would see them."""
 
 import json
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from transformers import TrainingArguments
 
 from pbsd.cli import main
-from pbsd.recipe import load_recipe
+from pbsd.methods import METHODS
+from pbsd.recipe import RunArguments, load_recipe
 from pbsd.run import RunFolder
 
 
@@ -120,3 +124,22 @@ def test_two_runs_in_one_folder_are_refused(recipe, tmp_path, capsys):
 def test_debug_shows_the_traceback(recipe):
     with pytest.raises(ValueError, match="could not be loaded"):
         main(["--debug", "train", str(recipe), "--model_name_or_path", "/nowhere"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_are_all_listed_once_with_their_defaults(method, capsys):
+    assert main(["options", method]) == 0
+    listed = re.findall(r"^  (\w+) (?:= (.*)|\(required\))$", capsys.readouterr().out, re.MULTILINE)
+    config = METHODS[method][0]
+    ours = {option.name for option in fields(config) if option.init} - {f.name for f in fields(TrainingArguments)}
+    names = [name for name, _ in listed]
+    assert len(set(names)) == len(names)
+    assert ours | {option.name for option in fields(RunArguments)} <= set(names)
+    for name, value in listed:
+        if hasattr(config, name):
+            assert json.loads(value) == getattr(config(), name)
+
+
+def test_options_of_an_unknown_method(capsys):
+    assert main(["options", "gpro"]) == 2
+    assert "unknown method 'gpro'" in capsys.readouterr().err
