@@ -1,4 +1,4 @@
-"""Scored rollouts of one prompt -> preference pairs, with a count of what was dropped and why (DESIGN 2.7)."""
+"""Scored rollouts of one prompt -> preference pairs, with counts of what was dropped, and why (docs/paper_map.md)."""
 
 from __future__ import annotations
 

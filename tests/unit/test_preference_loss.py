@@ -1,4 +1,4 @@
-"""Oracles: values derived by hand, and the population optimum of DESIGN 2.6 on a small finite space."""
+"""Oracles: values derived by hand, and the population optimum of docs/paper_map.md, 6 on a small finite space."""
 
 import math
 

@@ -326,7 +326,7 @@ class TeacherConfig(RolloutConfig):
 
     @property
     def uses_rewards(self) -> bool:
-        """Whether the reward shapes the target; without it the fixed point is the teacher itself (DESIGN 2.6)."""
+        """Whether the reward shapes the target; if not, the teacher itself is the fixed point (docs/paper_map.md)."""
         return False
 
 

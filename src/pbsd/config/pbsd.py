@@ -62,7 +62,7 @@ class PBSDConfig(TeacherSamplesConfig):
     label_smoothing: float = option(0.0, "Probability that a preference label is wrong, below 1/2.")
     preference_coef: float = option(None, "Weight of the pair loss (the paper's objective).")
     group_coef: float = option(0.0, "Weight of the log-variance of h - r over all judged samples of a prompt.")
-    imitation_coef: float = option(None, "Weight of the reward-tilted cross-entropy on the teacher's samples.")
+    imitation_coef: float = option(None, "Weight of the reward-tilted cross-entropy on the samples of imitation_from.")
     imitation_from: Literal["teacher", "union"] = option(
         None,
         "imitation: the teacher's samples, or the union with the student's, each weighed by T over the mixture that "

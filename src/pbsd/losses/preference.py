@@ -1,4 +1,4 @@
-"""Losses on preference pairs (DESIGN 2.4 to 2.6; PBSD is arXiv 2605.05040)."""
+"""Losses on preference pairs (docs/paper_map.md, 4 to 6; PBSD is arXiv 2605.05040)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two more projections of the tilted teacher P* proportional to T exp(reward_scale r / beta) (DESIGN 2.8 c and d)."""
+"""Two more projections of the tilted teacher P* proportional to T exp(reward_scale r / beta) (docs/paper_map.md, 8)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The target is the teacher tilted by the reward, P*(y) proportional to T(y|x,c) exp(eta r(x,y) / beta). The student
 learns it from teacher samples and its own fresh ones: with h(y) = beta [log pi(y|x) - log T(y|x,c)], the margin
 h(y+) - h(y-) of every pair is moved towards what the rewards say of it. That is the paper's family, `preference`; three
-other projections of the same target (DESIGN 2.8) can take its place or join it.
+other projections of the same target (docs/paper_map.md, 8) can take its place or join it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much n labelled pairs teach, and when a self-teacher is preferable (DESIGN 2.11).
+"""How much n labelled pairs teach, and when a self-teacher is preferable (docs/theory.md).
 
 The learner fits theta on n pairs by the `bradley_terry` loss; sqrt(n) (theta^ - theta*) -> N(0, I^-1). Everything is
 exact at leading order in 1/n; `simulate` has the Monte Carlo twins. Rewards are in units of the labels' log-odds, beta

@@ -1,7 +1,7 @@
 """Exact training dynamics on a finite set of completions: on-policy steps and moving teachers.
 
 Everything is an expectation, not a simulation: a step is the expected gradient with the current policy as the student's
-sampler (DESIGN 2.5), differentiated with the sampler held fixed. Shapes and units as in `tabular`; N steps.
+sampler (docs/paper_map.md, 5), differentiated with the sampler held fixed. Shapes and units as in `tabular`; N steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signal and noise of one prompt's stochastic gradient, exact (what DESIGN 6a conjectures of the four projections)."""
+"""Signal and noise of one prompt's stochastic gradient, exact (docs/theory.md)."""
 
 from __future__ import annotations
 

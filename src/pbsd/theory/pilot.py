@@ -1,4 +1,4 @@
-"""What a pilot of preference pairs says of a teacher kind, and which of two kinds it favours (DESIGN 2.11).
+"""What a pilot of preference pairs says of a teacher kind, and which of two kinds it favours (docs/theory.md).
 
 A pilot is pairs y+ ~ teacher, y- ~ student, several per prompt, with the log-probabilities of both completions under
 both roles and their rewards. Everything is estimated from weighted means over pairs and resampled by prompt.

@@ -1,4 +1,4 @@
-"""The reward-tilted target on a finite set of completions (DESIGN 2.1 to 2.3), and what each loss learns (2.6 to 2.8).
+"""The reward-tilted target on a finite set of completions, and what each loss learns (docs/paper_map.md).
 
 Shapes: Y completions. Distributions are arrays [Y] of probabilities that sum to one; rewards are arrays [Y]; logarithms
 are natural and beta has the reward's unit per nat.
@@ -114,7 +114,7 @@ def pair_measure(
 ) -> Array:
     """Expected weight of (chosen, rejected) per candidate pair, [Y, Y]; what is missing to 1 has been dropped.
 
-    Samples are independent; `pairing = all` also pairs the samples of one role (DESIGN 2.7, 2.8).
+    Samples are independent; `pairing = all` also pairs the samples of one role (docs/paper_map.md, 7 and 8).
     """
     if pairing not in get_args(Pairing):
         raise ValueError(f"pairing must be one of {', '.join(get_args(Pairing))}; got {pairing!r}")

@@ -1,4 +1,4 @@
-"""Finite worlds in which the statistics of PBSD can be computed exactly and simulated (DESIGN 2.11).
+"""Finite worlds in which the statistics of PBSD can be computed exactly and simulated (docs/theory.md).
 
 Shapes: Y completions, D features, N unordered pairs of completions.
 """
