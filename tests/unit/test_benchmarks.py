@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import re
 
 import bfcl_eval
 import datasets
@@ -292,6 +293,44 @@ UNPASSABLE = {
     "bfcl:live_multiple": {"live_multiple_862-181-3", "live_multiple_964-207-0"},
 }
 """Rows that no call can pass, by BFCL's checker as by ours (tests/parity/test_bfcl_checker.py)."""
+
+
+NUMBERS = {
+    "simple": 400, "multiple": 200, "parallel": 200, "parallel_multiple": 200, "irrelevance": 240, "live_simple": 258,
+    "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24, "live_irrelevance": 884,
+}  # fmt: skip
+"""Rows of each category (the leaderboard's, live_irrelevance by the package's file)."""
+
+
+@pytest.mark.parametrize("category", bfcl.CATEGORIES)
+def test_a_category_is_its_own_file(category):
+    """`multiple` is the end of another file's name, as are `irrelevance` and the older `simple`."""
+    ids = [row["id"] for row in benchmarks.load(f"bfcl:{category}", Query()).rows]
+    assert len(ids) == len(set(ids)) == NUMBERS[category]
+    prefix = "simple_python" if category == "simple" else category
+    assert all(re.fullmatch(rf"{prefix}_\d+(-\d+)*", name) for name in ids)
+
+
+def test_files_of_another_category_are_not_taken(tmp_path):
+    write_bfcl(tmp_path, "simple", "live_simple")
+    with pytest.raises(ValueError, match="no file BFCL_v"):
+        benchmarks.load("bfcl:simple", Query(local=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"function": [{"name": "f"}]}, "KeyError: 'parameters'"),
+        ({"question": [[{"role": "user", "content": "1"}], [{"role": "user", "content": "2"}]]}, "too many values"),
+    ],
+    ids=lambda value: None,
+)
+def test_bfcl_rows_of_another_form_name_file_and_row(changes, words, tmp_path):
+    questions, _ = examples.BFCL["simple"]
+    write_bfcl(tmp_path, "simple")
+    write_lines(tmp_path / "BFCL_v4_simple_python.json", [{**questions[0], **changes}])
+    with pytest.raises(ValueError, match=f"BFCL_v4_simple_python.json, simple_python_0: .*{words}"):
+        benchmarks.load("bfcl:simple", Query(local=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", [name for name in benchmarks.names() if name.startswith("bfcl:")])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,12 @@ def _gold(row: Row) -> str:
 def _read(category: str, query: Query) -> Rows:
     for name in CATEGORIES[category]:
         for folder, source in _folders(query):
-            questions = sorted(folder.glob(f"BFCL_v*_{name}.json"))
-            if questions:
-                truths = folder / "possible_answer" / questions[-1].name
-                return _rows(category, questions[-1], truths, source)
+            # Digits alone, since `BFCL_v*_multiple` is also the file of parallel_multiple.
+            versions = re.compile(rf"BFCL_v(\d+)_{name}\.json")
+            files = {int(match[1]): path for path in folder.glob("BFCL_v*") if (match := versions.fullmatch(path.name))}
+            if files:
+                questions = files[max(files)]
+                return _rows(category, questions, folder / "possible_answer" / questions.name, source)
     if query.local:
         raise ValueError(
             f"{query.local}: no file BFCL_v*_{CATEGORIES[category][0]}.json: give a folder laid out like bfcl_eval/data"
@@ -138,13 +141,26 @@ def _from_hub(category: str, revision: str | None) -> tuple[Path, Path]:
 def _rows(category: str, questions_path: Path, truths_path: Path, source: str) -> Rows:
     questions = _lines(questions_path, ("id", "question", "function"))
     if category.endswith("irrelevance"):
-        return Rows([_row(question, []) for question in questions], source)
+        return _converted([(question, []) for question in questions], questions_path, source)
     if not truths_path.is_file():
         raise ValueError(f"{truths_path}: no such file: the accepted answers of {questions_path.name} belong there")
     truths = {row["id"]: row["ground_truth"] for row in _lines(truths_path, ("id", "ground_truth"))}
     if missing := [question["id"] for question in questions if question["id"] not in truths]:
         raise ValueError(f"{truths_path}: no answer for {missing[0]} and {len(missing) - 1} more of {questions_path}")
-    return Rows([_row(question, truths[question["id"]]) for question in questions], source)
+    return _converted([(question, truths[question["id"]]) for question in questions], questions_path, source)
+
+
+def _converted(pairs: Sequence[tuple[RawRow, Any]], path: Path, source: str) -> Rows:
+    rows = []
+    for question, truth in pairs:
+        try:
+            rows.append(_row(question, truth))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, {question['id']}: not a single-turn row as this adapter reads them ({type(error).__name__}: "
+                f"{error}): {question!r:.200}, accepted calls {truth!r:.200}"
+            ) from error
+    return Rows(rows, source)
 
 
 def _lines(path: Path, columns: Sequence[str]) -> list[RawRow]:
