@@ -198,6 +198,18 @@ def test_a_tag_in_a_string_is_text(text):
     assert grade(completion, expected[:1]).outcome == "wrong"
 
 
+@pytest.mark.parametrize("text", ["use <tool_call> here", "so\nAction: go\nnow"])
+def test_a_mark_of_another_syntax_in_a_string_is_text(text):
+    expected = [{"name": "say", "arguments": {"text": text}}]
+    assert grade(json.dumps(expected[0]), expected).outcome == "correct"
+
+
+def test_a_message_whose_tool_calls_are_null_calls_nothing():
+    message = json.dumps({"role": "assistant", "content": "No tool fits.", "tool_calls": None})
+    assert grade(message, []).outcome == "correct"
+    assert grade(message, [{"name": "f", "arguments": {}}]).outcome == "wrong"
+
+
 def test_a_schema_of_an_argument_that_says_nothing_allows_everything():
     tools = [{"name": "f", "parameters": {"properties": {"a": True, "b": "text"}}}]
     assert grade("f(a=1, b=[2])", [{"name": "f", "arguments": {"a": 1, "b": [2]}}], tools).outcome == "correct"

@@ -10,7 +10,6 @@ from pbsd.rewards.text import final_text
 from pbsd.rewards.tool_syntax import looks_like_call, parse_calls
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 NO_CALL = "no call"
 
@@ -60,5 +59,6 @@ def _ordered(value: Any) -> str:
 def tagged_answer(completion: str) -> str | None:
     """The text in the last `<answer>` tag."""
     text = final_text(completion)
-    answers = _ANSWER.findall(text) if text is not None else []
-    return answers[-1].strip() if answers else None
+    before, closing, _ = (text or "").rpartition("</answer>")
+    _, opening, answer = before.rpartition("<answer>")
+    return answer.strip() if closing and opening else None

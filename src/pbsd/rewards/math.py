@@ -15,6 +15,7 @@ except ImportError as missing:
     raise ImportError("the math reward needs math-verify: pip install pbsd[math]") from missing
 
 import sympy
+from latex2sympy2_extended import NormalizationConfig
 from sympy.logic.boolalg import BooleanAtom
 
 from pbsd.rewards import math_text
@@ -24,7 +25,18 @@ from pbsd.rewards.text import final_text
 # math-verify warns once per process that its own alarm is off; here that is meant, the pool holds the clock.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
+# Units are `math_text`'s: math-verify's list of them has `a b c d h l o s t`, and takes `a + c` for `a +`.
+_EXTRACTION = (
+    math_verify.LatexExtractionConfig(
+        normalization_config=NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="all")
+    ),
+    math_verify.ExprExtractionConfig(),
+)
+
 _NO_NUMBER = (sympy.zoo, sympy.nan)
+
+_OURS = re.compile(r"\\(?:text|mathrm|pm|mp)")
+"""What `_parse_answer` reads and math-verify's own reading of a formula in a sentence does not: units, both signs."""
 
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 
@@ -44,8 +56,8 @@ def grade(completion: str, answer: str) -> Grade:
     here: run it in a `GraderPool`.
 
     Decimals are exact: 0.33 is not 1/3. A percentage equals its fraction and, above 1, its bare number (50%: 0.5 or
-    50). A unit may be left out; two different common units differ. Where `answer` is a set of several values, all of
-    them are needed and no other.
+    50). A unit may be left out; two different common units differ. `\\pm` is both values. Where `answer` is a set of
+    several values, all of them are needed and no other.
 
     Returns `correct`, `wrong`, `unparsed` (no readable answer in the completion) or `error` (no readable reference, or
     the comparison itself failed).
@@ -56,7 +68,11 @@ def grade(completion: str, answer: str) -> Grade:
     text = final_text(completion)
     if text is None:
         return unparsed("the completion ends inside <think>")
-    found_text, found = _read_completion(text, choice=math_text.is_choice(gold_text))
+    found_text, found = _read_completion(text, choice=math_text.is_choice(gold_text), word=math_text.is_word(gold_text))
+    if listed := math_text.as_list(gold_text, found_text):
+        gold = _parse_answer(listed)
+    elif listed := math_text.as_list(found_text, gold_text):
+        found = _parse_answer(listed)
     if conflict := math_text.conflict(gold_text, found_text):
         return wrong(conflict)
     equal = math_text.same_notation(gold_text, found_text)
@@ -90,21 +106,25 @@ def _read_gold(answer: Any) -> tuple[str, list[Any]]:
     return bare, _parse_answer(bare)
 
 
-def _read_completion(text: str, *, choice: bool) -> tuple[str, list[Any]]:
+def _read_completion(text: str, *, choice: bool, word: bool) -> tuple[str, list[Any]]:
     """The text of the completion's answer, and what math-verify makes of it."""
     text = math_text.normalized(text)
     answer = math_text.marked_answer(text)
     if answer is None:
-        answer = math_text.stated_answer(text, choice=choice)
+        answer = math_text.stated_answer(text, choice=choice, word=word)
     if answer is None:
         text = text.replace("`", " ")
         found = _parse(text)
         read = str(found[-1]).strip(" .") if found else ""
         if (answer := math_text.whole_answer(text, read)) is None:
-            return read, found
+            if not _OURS.search(read):
+                return read, found
+            answer = read
     answer = math_text.unwrapped(answer)
-    if choice and (letter := math_text.named_choice(answer)):
-        answer = letter
+    if choice:
+        answer = math_text.named_choice(answer) or answer
+    else:
+        answer = math_text.unwrapped(math_text.without_choice(answer))
     return answer, _parse_answer(answer)
 
 
@@ -113,7 +133,9 @@ def _parse_answer(answer: str) -> list[Any]:
     if not answer:
         return []
     number = math_text.plain_number(answer)
-    parsed = _parse(number) if number else _parse(f"\\boxed{{{answer}}}")
+    if number is None:
+        answer = math_text.both_signs(math_text.without_units(answer))
+    parsed = _parse(number or f"\\boxed{{{answer}}}")
     if parsed and isinstance(parsed[0], BooleanAtom) and _EQUALS.search(answer):
         return _parse_answer(_EQUALS.split(answer)[-1].strip())  # a computation: its result counts
     return parsed
@@ -121,7 +143,7 @@ def _parse_answer(answer: str) -> list[Any]:
 
 def _parse(text: str) -> list[Any]:
     """math-verify gives [expression, its text]; only [text] when it found an answer that it cannot read."""
-    found = math_verify.parse(text, parsing_timeout=None, raise_on_error=False)
+    found = math_verify.parse(text, _EXTRACTION, parsing_timeout=None, raise_on_error=False)
     return [item if isinstance(item, str) else _exact(item) for item in found]
 
 

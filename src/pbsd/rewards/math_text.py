@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -13,6 +15,8 @@ _BOX_SEPARATOR = re.compile(r"(?:[\s$,;]|\\[,;()\[\]]|\\text\{\s*(?:and|or)\s*\}
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _STATED_CHOICE = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?[\s*($]*([A-J])\b(?!\s+[a-z])")
+_RIGHT_CHOICE = re.compile(r"\(([A-J])\)\**\s+is\s+(?:the\s+)?(?:correct|right)\b")
+_STATED_WORD = re.compile(r"\b(?i:answer)\s*(?:is|:)[\s*\"\u201c]*([A-Za-z]{2,})[\s*\"\u201d]*(?=[.!]|\Z|\n)")
 _LONE_CHOICE = re.compile(r"\**\(?([A-J])[).]*\**\.?")
 _NAMED_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:\(([A-J])\)|([A-J])\s*[).:](?!\w))")
 _NUMBER = r"-?\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,30})?"
@@ -71,6 +75,7 @@ _SYMBOLS = str.maketrans(
 
 _VARIANTS = (
     (r"\varnothing", r"\emptyset"), (r"\log_e", r"\ln"), (r"\log_{e}", r"\ln"), (r"\langle", "("), (r"\rangle", ")"),
+    (r"\lbrace", r"\{"), (r"\rbrace", r"\}"),
 )  # fmt: skip
 _ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?![a-zA-Z])"
 _DEGREES = r"\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*"
@@ -91,6 +96,28 @@ _POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
 _UNIT = re.compile(
     rf"(?<=[\d}}])\s*\b([A-Za-z]+)\.?{_POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{_POWER})?[\s$.]*\Z"
 )
+_END_OF_MEMBER = r"(?=[\s.$]*(?:\Z|[,;)\]]|\\?\}|\\text\s*\{\s*(?:and|or)\b))"
+_UNIT_IN_BRACES = re.compile(
+    r"(?<=[\d})i])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
+    rf"\\(text|mathrm|textrm|mbox)\s*\{{([^{{}}]*)\}}{_POWER}{_END_OF_MEMBER}"
+)
+_DEGREES_OF = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?\s*\Z")
+_NO_UNIT = re.compile(r"\s*(?:and|or|if|for|where|when|mod|is)\b|[^A-Za-z\u03a9\u00b5]*\Z")
+_QUANTITY = re.compile(
+    r"\s*([-+]?\d[\d,]*(?:\.\d+)?)(?:\\[ ,;:!]|\s)*(?:\\(?:text|mathrm)\s*\{)?\s*([A-Za-z]+)\s*\.?\s*\}?"
+    r"\s*(?:and\b|,)?"
+)
+_RATIO = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:\s*:\s*\d{1,30}(?:\.\d{1,30})?)+")
+_CONGRUENCE = re.compile(
+    r"(?:[A-Za-z]\s*\\equiv\s*)?(-?\d{1,50})\s*(?:\\[ ,;:!]\s*)*"
+    r"(?:\\pmod\s*\{?\s*(\d{1,50})\s*\}?|\(?\s*(?:\\bmod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)\s*(\d{1,50})\s*\)?)"
+)
+_MODULUS = re.compile(r"\\?[pb]?mod(?![a-z])\s*\{?\s*(\d+)")
+_PRIMES = re.compile(r"(?<![A-Za-z\\])([A-Za-z])('{1,4})(?![A-Za-z])")
+_SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
+_PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
+_SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
 _UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{_POWER}(?:[ ]?(?:/|per )[A-Za-z]+{_POWER})?)")
 _SCALES = {"percent": r"\%", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9"}
 _SCALED = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?\b({'|'.join(_SCALES)})\b\s*\}}?")
@@ -116,7 +143,7 @@ def normalized(text: str) -> str:
     text = re.sub(r"\b0[xX][0-9a-fA-F]{1,200}\b|\b0[bB][01]{1,200}\b", lambda code: str(int(code[0], 0)), text)
     for variant, known in _VARIANTS:
         text = text.replace(variant, known)
-    return text
+    return re.sub(r"\\(?:underline|(?:text)?color\s*\{[^{}]{1,40}\})\s*\{([^{}]*)\}", r"\1", text)
 
 
 def _braced_fraction(match: re.Match[str]) -> str:
@@ -186,21 +213,29 @@ def is_word(answer: str) -> bool:
     return _word(answer) is not None
 
 
+def without_choice(answer: str) -> str:
+    """The answer without a letter before it, as in `\\textbf{(C) }12`."""
+    return re.sub(r"\A\\(?:text|textbf|mathrm)\s*\{\s*\(?[A-J]\)\s*\}\s*(?=\S)", "", answer)
+
+
 def named_choice(answer: str) -> str | None:
     """The letter that a marked answer names before the choice's own text, as in `(B) 5` and `B: 5`."""
     match = _NAMED_CHOICE.match(answer.strip())
     return (match[1] or match[2]) if match else None
 
 
-def stated_answer(text: str, *, choice: bool) -> str | None:
-    """An answer without a mark that a number parser would miss: a letter that is stated or stands alone, two numbers
-    joined by `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
+def stated_answer(text: str, *, choice: bool, word: bool) -> str | None:
+    """An answer without a mark that a number parser would miss: a letter that is stated or stands alone, a word where
+    the reference is one, two numbers joined by `or`, or after `answer is` a list or mathematics without dollars, such
+    as `(1, 2)` or `2\\sqrt{3}`."""
     if choice:
         lone = _LONE_CHOICE.fullmatch(text.strip().rpartition("\n")[2].strip())
-        stated = [lone[1]] if lone else _STATED_CHOICE.findall(text)
+        stated = [lone[1]] if lone else _STATED_CHOICE.findall(text) or _RIGHT_CHOICE.findall(text)
         return stated[-1] if stated else None
     if either := _TWO_NUMBERS.search(text):
         return f"{either[1]}, {either[2]}"
+    if word and (words := _STATED_WORD.findall(text)):
+        return str(words[-1])
     if not (stated := _STATED.findall(text)):
         return None
     if several := _LIST.match(stated[-1]):
@@ -252,21 +287,88 @@ def plain_number(answer: str) -> str | None:
     return number[1].lstrip("+") if number else None
 
 
+def as_list(answer: str, other: str) -> str | None:
+    """`153,370,371` as a list where the other answer is one, `153, 370, 371`; else None: its commas group thousands."""
+    is_list = _PACKED_LIST.fullmatch(answer) and _SPACED_LIST.search(other)
+    return answer.replace(",", ", ") if is_list else None
+
+
+def without_units(answer: str) -> str:
+    """The answer, or each member of a list, without the unit after it: what stands in `\\text{}`, or is known."""
+
+    def bare(match: re.Match[str]) -> str:
+        circle, command, unit = match[1], match[2], match[3].strip()
+        if _NO_UNIT.match(unit):
+            return match[0]
+        if len(unit) == 1 and unit not in _UNITS and not (circle or (command != "mathrm" and unit.isupper())):
+            return match[0]  # \mathrm{i}, \mathrm{e}
+        return circle
+
+    answer = _UNIT_IN_BRACES.sub(bare, answer)
+    answer = _DEGREES_OF.sub(r"\1", answer)
+    match = _UNIT.search(answer)
+    if match and len(match[1]) > 1 and _unit(answer):
+        answer = answer[: match.start()]
+    return answer
+
+
+def both_signs(answer: str) -> str:
+    """Every member with `\\pm` or `\\mp` as its values: `1 \\pm \\sqrt 2` is `1 + \\sqrt 2, 1 - \\sqrt 2`. Where both
+    stand in one member they go together; several `\\pm` are independent."""
+    if not _SIGNS.search(answer):
+        return answer
+    members: list[str] = []
+    for member in _members(answer):
+        signs = _SIGNS.findall(member)
+        choices: Iterable[Sequence[str]] = itertools.product("+-", repeat=len(signs))
+        if "mp" in signs:
+            choices = (["+-"[sign == "mp"] for sign in signs], ["-+"[sign == "mp"] for sign in signs])
+        elif len(signs) > 3:
+            choices = ()  # no answer: left to the parser, which refuses it
+        members += dict.fromkeys(_with_signs(member, choice) for choice in choices) or [member]
+    return ", ".join(members)
+
+
+def _with_signs(member: str, signs: Sequence[str]) -> str:
+    drawn = iter(signs)
+
+    def sign(match: re.Match[str]) -> str:
+        chosen = next(drawn)
+        is_unary = re.search(r"[\w})]\s*\Z", member[: match.start()]) is None
+        return "" if is_unary and chosen == "+" else chosen
+
+    return _SIGNS.sub(sign, member)
+
+
+def _members(answer: str) -> list[str]:
+    """What commas part that are in no bracket."""
+    parts, depth, start = [], 0, 0
+    for position, char in enumerate(answer):
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append(answer[start:position])
+            start = position + 1
+    return [*parts, answer[start:]]
+
+
 def unwrapped(answer: str) -> str:
     """The answer without Markdown around it, and with scales, mixed numbers, powers and exponents as LaTeX has them."""
-    answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*)+\Z", "", answer.replace("~", " ").strip())
+    # Bounded, since a run that ends elsewhere would be tried from each of its places.
+    answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*){1,20}\Z", "", answer.replace("~", " ").strip())
     if emphasized := re.fullmatch(r"(\*\*|\*|__|`)(.+)\1", answer, re.DOTALL):
         answer = emphasized[2].strip()
-    answer = re.sub(r"\A\\text\s*\{[^{}]*\bis:?\s*\}\s*(?=[-\d\\$(])", "", answer)
+    answer = re.sub(r"\A\\text\s*\{[^{}]*(?:\bis:?|:)\s*\}\s*(?=[-\d\\$(])", "", answer)
+    answer = re.sub(r"\\[dt]?frac\s*\{\s*\\text\{(\w+)\}\s*\}\s*\{\s*\\text\{(\w+)\}\s*\}", r"\\text{ \1/\2}", answer)
     if text := _TEXT.fullmatch(answer):
         words = re.sub(r"\A[A-Za-z ]*\bis:?\s", "", text[1]).strip()
-        answer = words if plain_number(words) else answer
+        answer = words if plain_number(words) or _NUMBERS_IN_WORDS.fullmatch(words) else answer
     answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)
     answer = re.sub(r"\A([-+]?\s*\d+)\s+(\d+)\s*/\s*(\d+)(?=\Z|\\text)", r"\1\\frac{\2}{\3}", answer)
     answer = _MIXED_PERCENTAGE.sub(_improper, answer)
     answer = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times ", answer)
     answer = re.sub(r"\A([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)\Z", r"\1\\times 10^{\2}", answer)
     answer = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", answer)
+    answer = _PRIMES.sub(lambda match: f"{match[1]}_{{{len(match[2])}}}", answer)  # a parser drops them
     return re.sub(r"\*\*\s*(-?\w+)", r"^{\1}", answer)
 
 
@@ -276,11 +378,15 @@ def _improper(match: re.Match[str]) -> str:
 
 
 def same_notation(gold: str, found: str) -> bool | None:
-    """Are two times of day, two numerals with a base, two words or two equal texts the same? None for anything else.
+    """Are two ratios of three parts or more, congruences, quantities in several units, times of day, numerals with a
+    base, words or equal texts the same? None for anything else.
 
-    A parser would make fractions, integers and products of letters of the first three.
+    A parser would make quotients, integers and products of letters of them.
     """
-    for reader in (_time, _numeral, _word):
+    ratios = [_ratio(answer.strip()) for answer in (gold, found)]
+    if any(ratio is not None and len(ratio) > 2 for ratio in ratios):
+        return ratios[0] == ratios[1]
+    for reader in (_congruence, _quantities, _time, _numeral, _word):
         wanted, given = reader(gold.strip()), reader(found.strip())
         if wanted is not None and given is not None:
             return wanted == given
@@ -294,7 +400,10 @@ def conflict(gold: str, found: str) -> str | None:
 
     Only where both answers have it; a unit, for one, may be left out.
     """
-    readers: dict[str, Callable[[str], Any]] = {"unit": _unit, "half of the day": _half_of_day, "bracket": _bracket}
+    readers: dict[str, Callable[[str], Any]] = {
+        "unit": _unit, "half of the day": _half_of_day, "bracket": _bracket,
+        "scale of temperature": _scale_of_temperature, "modulus": _modulus,
+    }  # fmt: skip
     for name, reader in readers.items():
         wanted, given = reader(gold.strip()), reader(found.strip())
         if wanted is not None and given is not None and wanted != given:
@@ -329,6 +438,45 @@ def _numeral(answer: str) -> tuple[str, str] | None:
 def _time(answer: str) -> tuple[int, int] | None:
     match = _TIME.match(answer.strip("$ "))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def _ratio(answer: str) -> tuple[Fraction, ...] | None:
+    """The parts of `2:4:6` over the first, so that it equals `1:2:3`."""
+    if not _RATIO.fullmatch(answer.strip("$ ")):
+        return None
+    parts = [Fraction(part.strip()) for part in answer.strip("$ ").split(":")]
+    scale = next((part for part in parts if part), Fraction(1))
+    return tuple(part / scale for part in parts)
+
+
+def _congruence(answer: str) -> tuple[int, int] | None:
+    """The residue and the modulus."""
+    match = _CONGRUENCE.fullmatch(answer.strip("$ ."))
+    modulus = int(match[2] or match[3]) if match else 0
+    return (int(match[1]) % modulus, modulus) if match and modulus else None
+
+
+def _modulus(answer: str) -> int | None:
+    match = _MODULUS.search(answer)
+    return int(match[1]) if match else None
+
+
+def _quantities(answer: str) -> tuple[tuple[str, str], ...] | None:
+    """The numbers and units of a quantity in several known units, as in `2 hours 30 minutes`."""
+    found, end = [], 0
+    while match := _QUANTITY.match(answer, end):
+        unit = _UNITS.get(match[2].lower()) or _UNITS.get(match[2].lower().removesuffix("s"))
+        if unit is None:
+            return None
+        found.append((match[1].replace(",", ""), unit))
+        end = match.end()
+    several = len({unit for _, unit in found}) > 1
+    return tuple(found) if several and not answer[end:].strip(" .$") else None
+
+
+def _scale_of_temperature(answer: str) -> str | None:
+    match = _DEGREES_OF.search(answer)
+    return match[2] if match else None
 
 
 def _half_of_day(answer: str) -> str | None:

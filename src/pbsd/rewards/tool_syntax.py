@@ -36,18 +36,20 @@ def parse_calls(text: str, syntax: str) -> list[Call]:
     - `json`: the whole text, or its only code fence, is a call object or a list of them; also OpenAI's
       `{"function": {"name": ..., "arguments": "<json>"}}` and a message `{"tool_calls": [...]}` of those;
     - `python`: likewise `f(a=1)`, `[f(a=1), m.g(b="x")]`, or one call a line; values are literals, all named;
-    - `auto`: hermes when there is a tag, else action when there is such a line, else JSON, else Python.
+    - `auto`: JSON where the text is wholly that, else hermes when there is a tag, else action when there is such a
+      line, else Python.
 
     Raises ValueError, saying what could not be read, when the text is not wholly such calls.
     """
+    fences = _FENCE.findall(text)
+    body = (fences[0] if len(fences) == 1 else text).strip()
+    # First, since a tag or an Action line in one of its strings is text.
+    if syntax == "json" or (syntax == "auto" and _is_json(body)):
+        return json_calls(load_json(body))
     if syntax == "hermes" or (syntax == "auto" and "<tool_call>" in text):
         return _hermes_calls(text)
     if syntax == "action" or (syntax == "auto" and _ACTION.search(text)):
         return _action_calls(text)
-    fences = _FENCE.findall(text)
-    body = (fences[0] if len(fences) == 1 else text).strip()
-    if syntax == "json" or (syntax == "auto" and _is_json(body)):
-        return json_calls(load_json(body))
     return _python_calls(body)
 
 
@@ -91,8 +93,8 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 def json_calls(value: Any) -> list[Call]:
     """A call object, a list of call objects, or a message with `tool_calls`. Raises ValueError when it is neither."""
-    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
-        value = value["tool_calls"]
+    if isinstance(value, dict) and "name" not in value and isinstance(value.get("tool_calls", ""), list | type(None)):
+        value = value["tool_calls"] or []  # OpenAI writes null for none
     return [_json_call(item) for item in (value if isinstance(value, list) else [value])]
 
 
