@@ -30,7 +30,7 @@ STUDY = {
         {"tasks": ["tools"], "worlds": ["sparse"], "scales": ["1m"], "methods": ["a", "b"], "seeds": [0, 1]},
     ],
     "budget": {"generated_tokens": 200, "max_steps": 20},
-    "test": {"problems": 3, "samples": 4},
+    "test": {"problems": 5, "samples": 4},  # two of them left out, as over a prompt budget
     "checkpoint": "last",
 }
 
@@ -100,6 +100,11 @@ def test_two_methods_over_both_cells(written):
     assert rows["b"][:1] == ["2.00"]
     assert rows["b"][1].startswith("22.9 [")
     assert rows["b"][2] == f"+14.6 [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}]"
+
+
+def test_the_problems_are_those_that_were_tested(written):
+    """Not those that the study asks for, some of which may be over a prompt budget."""
+    assert "T = 1 on 3 test problems with 4 samples each" in make_table(read_findings(written()))
 
 
 def test_all_methods_where_all_are(written):

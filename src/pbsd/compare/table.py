@@ -50,9 +50,12 @@ def make_table(findings: Findings) -> str:
 def _rules(findings: Findings) -> str:
     study = findings.choices["study"]
     rule = {"last": "the last step", "best_validation": "the step of best validation accuracy"}[study["checkpoint"]]
+    # Those that were tested: prompts over their budget are left out.
+    tested = {len(problems) for problems in findings.problems.values()} or {study["test"]["problems"]}
+    problems = " to ".join(str(number) for number in sorted({min(tested), max(tested)}))
     return (
-        f"Made by `pbsd compare` from the result files alone. Accuracy is that at T = 1 on {study['test']['problems']} "
-        f"test problems with {study['test']['samples']} samples each, at {rule} of runs of "
+        f"Made by `pbsd compare` from the result files alone. Accuracy is that at T = 1 on {problems} test problems "
+        f"with {study['test']['samples']} samples each, at {rule} of runs of "
         f"{study['budget']['generated_tokens']:,} generated tokens (student and teacher) or "
         f"{study['budget']['max_steps']} steps, whichever comes first. A cell is a task, a world and a scale; means "
         "over cells have equal weights. Intervals are of 95%, two-way clustered by problem and seed "
