@@ -9,9 +9,9 @@ from jinja2 import Template
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pbsd.lab import base_model, checkpoint_path
+from pbsd.lab import base_model, checkpoint_path, is_packaged
 from pbsd.lab.base_model import BuildError, build_base, build_tokenizer
-from pbsd.lab.bases import BASES, VARIANTS, Band, StopRule
+from pbsd.lab.bases import BASES, Band, StopRule
 from pbsd.lab.commands import run
 from pbsd.lab.tiny_model import new_model, success_rate
 from pbsd.lab.worlds import TASKS
@@ -263,19 +263,17 @@ def test_what_is_measured_of_a_world_s_teacher():
 
 def test_the_command_builds_what_is_named_and_the_model_is_found_and_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path))
-    base = replace(tiny(), scale="1m")
-    monkeypatch.setitem(BASES, "tools-1m-dense", base)
-    monkeypatch.delitem(BASES, "tools-4m-dense")
-    # That at 0.2m comes with the package; the next one is built all the same.
+    monkeypatch.setitem(BASES, "tools-4m-dense", replace(tiny(), scale="4m"))
+    # The smaller ones come with the package; the next one is built all the same.
     run("build", ["--task", "tools", "--world", "noisy"])
-    assert checkpoint_path("tools-1m-dense") == tmp_path / "tools-1m-dense"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tools-1m-dense")
-    assert model.num_parameters() == new_model(build_tokenizer(TASKS["tools"].WORDS), 0, "1m").num_parameters()
+    assert checkpoint_path("tools-4m-dense") == tmp_path / "tools-4m-dense"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tools-4m-dense")
+    assert model.num_parameters() == new_model(build_tokenizer(TASKS["tools"].WORDS), 0, "4m").num_parameters()
     capsys.readouterr()
     run("list", [])
     listed = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "lab/" in line}
-    assert listed["lab/tools-1m-dense"] == ["2", "0.0", "0.0", "dense", "0.0", "100.0"]
-    assert listed["lab/tools-1m-sparse"] == ["-"]
+    assert listed["lab/tools-4m-dense"] == ["2", "0.0", "0.0", "dense", "0.0", "100.0"]
+    assert listed["lab/tools-4m-sparse"] == ["-"]
     assert listed["lab/arithmetic-0.2m"] == ["500", "45.1", "58.5", "79.4", "20.6"]
 
 
@@ -290,12 +288,11 @@ def test_a_base_that_comes_with_the_package_is_built_only_elsewhere(tmp_path, mo
     assert (tmp_path / "own" / "build.json").is_file()
 
 
-@pytest.mark.parametrize(("task", "variant"), [(task, variant) for task in TASKS for variant in VARIANTS])
-def test_a_packaged_base_is_what_its_build_file_says(task, variant):
+@pytest.mark.parametrize("name", [name for name, base in BASES.items() if base.stop and is_packaged(name)])
+def test_a_packaged_base_is_what_its_build_file_says(name):
     """As `pbsd lab build` made it: the arguments of today, its last check within its bands, and the student's success
     rate on the check's problems with the check's random numbers. Rounding differs by machine: two standard errors."""
-    base = BASES[f"{task}-0.2m-{variant}"]
-    folder = checkpoint_path(base.name)
+    base, task, folder = BASES[name], BASES[name].task, checkpoint_path(name)
     report = json.loads((folder / "build.json").read_text())
     assert report["arguments"] == json.loads(json.dumps({"seed": 0, **asdict(base)}))
     last = report["checks"][-1]
