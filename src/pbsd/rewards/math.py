@@ -18,7 +18,7 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig
 from sympy.logic.boolalg import BooleanAtom
 
-from pbsd.rewards import math_text
+from pbsd.rewards import math_compare, math_text
 from pbsd.rewards.grade import Grade, correct, error, unparsed, wrong
 from pbsd.rewards.text import final_text
 
@@ -63,19 +63,21 @@ def grade(completion: str, answer: str) -> Grade:
     the comparison itself failed).
     """
     gold_text, gold = _read_gold(answer)
-    if not _is_readable(gold) and not math_text.is_word(gold_text):
+    if not _is_readable(gold) and not math_compare.is_word(gold_text):
         return error(f"the reference answer {answer!r:.200} cannot be read as mathematics; correct that row's answer")
     text = final_text(completion)
     if text is None:
         return unparsed("the completion ends inside <think>")
-    found_text, found = _read_completion(text, choice=math_text.is_choice(gold_text), word=math_text.is_word(gold_text))
+    found_text, found = _read_completion(
+        text, choice=math_text.is_choice(gold_text), word=math_compare.is_word(gold_text)
+    )
     if listed := math_text.as_list(gold_text, found_text):
         gold = _parse_answer(listed)
     elif listed := math_text.as_list(found_text, gold_text):
         found = _parse_answer(listed)
-    if conflict := math_text.conflict(gold_text, found_text):
+    if conflict := math_compare.conflict(gold_text, found_text):
         return wrong(conflict)
-    equal = math_text.same_notation(gold_text, found_text)
+    equal = math_compare.same_notation(gold_text, found_text)
     if equal is None and not _is_readable(found):
         return unparsed("no answer found" if not found else f"cannot read {found_text!r:.200}")
     try:
@@ -91,7 +93,7 @@ def reference(answer: str) -> str | None:
     A row's own reference must grade correct against itself: `grade(f"\\\\boxed{{{reference(answer)}}}", answer)`.
     """
     text, parsed = _read_gold(answer)
-    return text if _is_readable(parsed) or math_text.is_word(text) else None
+    return text if _is_readable(parsed) or math_compare.is_word(text) else None
 
 
 def _read_gold(answer: Any) -> tuple[str, list[Any]]:

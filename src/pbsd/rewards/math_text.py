@@ -1,13 +1,13 @@
-"""Mathematics as text, before it is parsed: where the final answer stands, and what a parser would misread or lose."""
+"""Mathematics as text, before it is parsed: where the final answer stands, and the LaTeX that a parser knows."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from pbsd.rewards.math_compare import DEGREES_OF, POWER, TEXT, UNIT, UNITS, common_unit
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(boxed|fbox)\s*(-?\d+(?:\.\d+)?)(?![\w^\\{])")
@@ -81,51 +81,21 @@ _ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?
 _DEGREES = r"\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*"
 _FUNCTION_OF_DEGREES = re.compile(rf"\\(sin|cos|tan|cot|sec|csc)\s*(?:\({_DEGREES}\)|\{{{_DEGREES}\}}|{_DEGREES})")
 
-_UNITS = {
-    word: names.split()[0]
-    for names in (
-        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "oz ounce",
-        "lb pound", "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "day",
-        "week", "month", "year", "cent", "dollar", "degree", "radian",
-    )
-    for word in names.split()
-}  # fmt: skip
-_TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
-_POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
-_UNIT = re.compile(
-    rf"(?<=[\d}}])\s*\b([A-Za-z]+)\.?{_POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{_POWER})?[\s$.]*\Z"
-)
 _END_OF_MEMBER = r"(?=[\s.$]*(?:\Z|[,;)\]]|\\?\}|\\text\s*\{\s*(?:and|or)\b))"
 _UNIT_IN_BRACES = re.compile(
     r"(?<=[\d})i])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
-    rf"\\(text|mathrm|textrm|mbox)\s*\{{([^{{}}]*)\}}{_POWER}{_END_OF_MEMBER}"
+    rf"\\(text|mathrm|textrm|mbox)\s*\{{([^{{}}]*)\}}{POWER}{_END_OF_MEMBER}"
 )
-_DEGREES_OF = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?\s*\Z")
 _NO_UNIT = re.compile(r"\s*(?:and|or|if|for|where|when|mod|is)\b|[^A-Za-z\u03a9\u00b5]*\Z")
-_QUANTITY = re.compile(
-    r"\s*([-+]?\d[\d,]*(?:\.\d+)?)(?:\\[ ,;:!]|\s)*(?:\\(?:text|mathrm)\s*\{)?\s*([A-Za-z]+)\s*\.?\s*\}?"
-    r"\s*(?:and\b|,)?"
-)
-_RATIO = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:\s*:\s*\d{1,30}(?:\.\d{1,30})?)+")
-_CONGRUENCE = re.compile(
-    r"(?:[A-Za-z]\s*\\equiv\s*)?(-?\d{1,50})\s*(?:\\[ ,;:!]\s*)*"
-    r"(?:\\pmod\s*\{?\s*(\d{1,50})\s*\}?|\(?\s*(?:\\bmod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)\s*(\d{1,50})\s*\)?)"
-)
-_MODULUS = re.compile(r"\\?[pb]?mod(?![a-z])\s*\{?\s*(\d+)")
 _PRIMES = re.compile(r"(?<![A-Za-z\\])([A-Za-z])('{1,4})(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
 _PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
-_UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{_POWER}(?:[ ]?(?:/|per )[A-Za-z]+{_POWER})?)")
+_UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{POWER}(?:[ ]?(?:/|per )[A-Za-z]+{POWER})?)")
 _SCALES = {"percent": r"\%", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9"}
 _SCALED = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?\b({'|'.join(_SCALES)})\b\s*\}}?")
 _MIXED_PERCENTAGE = re.compile(r"\A([-+]?)(\d{1,30})\s*\\[dtc]?frac\{(\d{1,30})\}\{(\d{1,30})\}\s*\\?%\Z")
-_NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
-_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?!\d)")
-_HALF_OF_DAY = re.compile(r"\b([ap])\.?\s?m\b", re.IGNORECASE)
-_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,}|(?i:no|on|in|up))\s*\.?\}?")
 
 
 def normalized(text: str) -> str:
@@ -208,11 +178,6 @@ def is_choice(answer: str) -> bool:
     return _CHOICE.fullmatch(answer.strip()) is not None
 
 
-def is_word(answer: str) -> bool:
-    """Is the answer a word, such as `north` or `no`, which may be unreadable as mathematics?"""
-    return _word(answer) is not None
-
-
 def without_choice(answer: str) -> str:
     """The answer without a letter before it, as in `\\textbf{(C) }12`."""
     return re.sub(r"\A\\(?:text|textbf|mathrm)\s*\{\s*\(?[A-J]\)\s*\}\s*(?=\S)", "", answer)
@@ -274,7 +239,7 @@ def _with_unit(text: str, match: re.Match[str]) -> str:
     # A dollar on both sides is LaTeX's.
     money = text[: match.start()].endswith("$") and not text.startswith("$", match.end())
     unit = _UNIT_AFTER.match(text, match.end())
-    if unit and (unit[1] in _SCALES or (not money and _unit(f"1 {unit[1]}"))):
+    if unit and (unit[1] in _SCALES or (not money and common_unit(f"1 {unit[1]}"))):
         answer = rf"{answer}\text{{ {unit[1]}}}"
     return rf"\${answer}" if money else answer
 
@@ -300,14 +265,14 @@ def without_units(answer: str) -> str:
         circle, command, unit = match[1], match[2], match[3].strip()
         if _NO_UNIT.match(unit):
             return match[0]
-        if len(unit) == 1 and unit not in _UNITS and not (circle or (command != "mathrm" and unit.isupper())):
+        if len(unit) == 1 and unit not in UNITS and not (circle or (command != "mathrm" and unit.isupper())):
             return match[0]  # \mathrm{i}, \mathrm{e}
         return circle
 
     answer = _UNIT_IN_BRACES.sub(bare, answer)
-    answer = _DEGREES_OF.sub(r"\1", answer)
-    match = _UNIT.search(answer)
-    if match and len(match[1]) > 1 and _unit(answer):
+    answer = DEGREES_OF.sub(r"\1", answer)
+    match = UNIT.search(answer)
+    if match and len(match[1]) > 1 and common_unit(answer):
         answer = answer[: match.start()]
     return answer
 
@@ -359,7 +324,7 @@ def unwrapped(answer: str) -> str:
         answer = emphasized[2].strip()
     answer = re.sub(r"\A\\text\s*\{[^{}]*(?:\bis:?|:)\s*\}\s*(?=[-\d\\$(])", "", answer)
     answer = re.sub(r"\\[dt]?frac\s*\{\s*\\text\{(\w+)\}\s*\}\s*\{\s*\\text\{(\w+)\}\s*\}", r"\\text{ \1/\2}", answer)
-    if text := _TEXT.fullmatch(answer):
+    if text := TEXT.fullmatch(answer):
         words = re.sub(r"\A[A-Za-z ]*\bis:?\s", "", text[1]).strip()
         answer = words if plain_number(words) or _NUMBERS_IN_WORDS.fullmatch(words) else answer
     answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)
@@ -375,134 +340,3 @@ def unwrapped(answer: str) -> str:
 def _improper(match: re.Match[str]) -> str:
     whole, numerator, denominator = (int(digits) for digits in match.group(2, 3, 4))
     return rf"{match[1]}\frac{{{whole * denominator + numerator}}}{{{denominator}}}\%"
-
-
-def same_notation(gold: str, found: str) -> bool | None:
-    """Are two ratios of three parts or more, congruences, quantities in several units, times of day, numerals with a
-    base, words or equal texts the same? None for anything else.
-
-    A parser would make quotients, integers and products of letters of them.
-    """
-    ratios = [_ratio(answer.strip()) for answer in (gold, found)]
-    if any(ratio is not None and len(ratio) > 2 for ratio in ratios):
-        return ratios[0] == ratios[1]
-    for reader in (_congruence, _quantities, _time, _numeral, _word):
-        wanted, given = reader(gold.strip()), reader(found.strip())
-        if wanted is not None and given is not None:
-            return wanted == given
-    if (hour := _time(gold.strip())) and hour[1] == 0:
-        return False  # a full hour, read as a ratio, would divide by zero
-    return True if _without_markup(gold) == _without_markup(found) else None
-
-
-def conflict(gold: str, found: str) -> str | None:
-    """What makes two answers different that the parser drops: units, halves of the day, the braces of a set.
-
-    Only where both answers have it; a unit, for one, may be left out.
-    """
-    readers: dict[str, Callable[[str], Any]] = {
-        "unit": _unit, "half of the day": _half_of_day, "bracket": _bracket,
-        "scale of temperature": _scale_of_temperature, "modulus": _modulus,
-    }  # fmt: skip
-    for name, reader in readers.items():
-        wanted, given = reader(gold.strip()), reader(found.strip())
-        if wanted is not None and given is not None and wanted != given:
-            return f"{name} {given}, expected {wanted}"
-    return None
-
-
-def _without_markup(answer: str) -> str:
-    return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip("$. ").split())
-
-
-def _unit(answer: str) -> str | None:
-    """The common unit at the answer's end, such as `cm^2` or `km/h`; None for any other."""
-    if re.match(r"\\?\$\s*\d[\d,.]*\Z", answer):
-        return "dollar"
-    # A unit in words follows a digit or a brace; one in \text{} may follow anything.
-    match = _UNIT.search(_TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h"))
-    if match is None:
-        return None
-    parts = [(word.lower(), power) for word, power in (match.group(1, 2), match.group(3, 4)) if word]
-    names = [_UNITS.get(word) or _UNITS.get(word.removesuffix("s")) for word, _ in parts]
-    if None in names:
-        return None
-    return "/".join(f"{name}^{power}" if power else f"{name}" for name, (_, power) in zip(names, parts, strict=True))
-
-
-def _numeral(answer: str) -> tuple[str, str] | None:
-    match = _NUMERAL.fullmatch(answer.strip("$ "))
-    return (match[1].lstrip("0").upper(), match[2]) if match else None
-
-
-def _time(answer: str) -> tuple[int, int] | None:
-    match = _TIME.match(answer.strip("$ "))
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _ratio(answer: str) -> tuple[Fraction, ...] | None:
-    """The parts of `2:4:6` over the first, so that it equals `1:2:3`."""
-    if not _RATIO.fullmatch(answer.strip("$ ")):
-        return None
-    parts = [Fraction(part.strip()) for part in answer.strip("$ ").split(":")]
-    scale = next((part for part in parts if part), Fraction(1))
-    return tuple(part / scale for part in parts)
-
-
-def _congruence(answer: str) -> tuple[int, int] | None:
-    """The residue and the modulus."""
-    match = _CONGRUENCE.fullmatch(answer.strip("$ ."))
-    modulus = int(match[2] or match[3]) if match else 0
-    return (int(match[1]) % modulus, modulus) if match and modulus else None
-
-
-def _modulus(answer: str) -> int | None:
-    match = _MODULUS.search(answer)
-    return int(match[1]) if match else None
-
-
-def _quantities(answer: str) -> tuple[tuple[str, str], ...] | None:
-    """The numbers and units of a quantity in several known units, as in `2 hours 30 minutes`."""
-    found, end = [], 0
-    while match := _QUANTITY.match(answer, end):
-        unit = _UNITS.get(match[2].lower()) or _UNITS.get(match[2].lower().removesuffix("s"))
-        if unit is None:
-            return None
-        found.append((match[1].replace(",", ""), unit))
-        end = match.end()
-    several = len({unit for _, unit in found}) > 1
-    return tuple(found) if several and not answer[end:].strip(" .$") else None
-
-
-def _scale_of_temperature(answer: str) -> str | None:
-    match = _DEGREES_OF.search(answer)
-    return match[2] if match else None
-
-
-def _half_of_day(answer: str) -> str | None:
-    match = _HALF_OF_DAY.search(answer)
-    return match[1].lower() if match else None
-
-
-def _word(answer: str) -> str | None:
-    """A word, which the parser may take for a product of letters, equal to that of any anagram."""
-    match = _WORD.fullmatch(answer)
-    return match[1].lower() if match else None
-
-
-def _bracket(answer: str) -> str | None:
-    """`{}` of a set, or `()` of a point or interval, when one pair holds the whole answer and several members."""
-    answer = re.sub(r"\\left|\\right|[\s$]", "", answer)
-    if answer.startswith(r"\{") and answer.endswith(r"\}"):
-        kind, inner = "{}", answer[2:-2]
-    elif answer[:1] in ("(", "[") and answer[-1:] in (")", "]"):
-        kind, inner = "()", answer[1:-1]
-    else:
-        return None
-    depth, commas = 0, 0
-    for char in inner:
-        depth += (char in "([{") - (char in ")]}")
-        if depth < 0:
-            return None
-        commas += char == "," and depth == 0
-    return kind if commas else None
