@@ -20,7 +20,7 @@ STUDY = {
         },
         "sft": {"method": "sft", "tune": {"learning_rate": [0.0, 1e-3]}},
     },
-    "tuning": {"scale": "packaged", "seeds": [7], "generated_tokens": 200, "trials": 2},
+    "tuning": {"seeds": [7], "generated_tokens": 200, "trials": 2},
     "models": {"packaged": "lab/arithmetic-0.2m"},
     "cells": [{"tasks": ["arithmetic"], "worlds": ["dense"], "scales": ["packaged"], "seeds": [0, 1]}],
 }

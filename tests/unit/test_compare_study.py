@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pbsd.compare.plan import _dataset_sha256, final_runs, folder_name, resolved_options, training_seed, tuning_runs
-from pbsd.compare.study import Cell, StudyError, Unit, load_study, study_name
+from pbsd.compare.study import Cell, Place, StudyError, Unit, load_study, study_name
 from pbsd.methods import METHODS
 
 STRENGTH = Path(__file__).parents[2] / "studies" / "strength" / "study.yaml"
@@ -24,7 +24,7 @@ STUDY = {
         "pbsd": {"method": "pbsd", "tune": {"learning_rate": [1e-4, 1e-3], "beta": [0.1, 0.2]}},
         "base": {"method": "sft", "tune": [{"learning_rate": x} for x in (1e-5, 1e-4, 1e-3, 1e-2)]},
     },
-    "tuning": {"scale": "tiny", "seeds": [8, 9], "generated_tokens": 250, "trials": 4},
+    "tuning": {"seeds": [8, 9], "generated_tokens": 250, "trials": 4},
     "models": {"tiny": "lab/arithmetic-0.2m"},
     "cells": [
         {"tasks": ["arithmetic"], "worlds": ["dense", "noisy"], "scales": ["tiny"], "seeds": [0, 1]},
@@ -88,7 +88,7 @@ def test_a_cell_shares_its_seed_among_methods_and_with_no_other_cell(study):
 
 
 def test_chosen_options_come_last(study):
-    place = ("pbsd", "arithmetic", "dense")
+    place = Place("pbsd", Cell("arithmetic", "dense", "tiny"))
     changes = {
         ("options", "beta"): 1.0, ("methods", "pbsd", "options"): {"beta": 2.0, "num_generations": 2},
         ("methods", "pbsd", "task_options"): {"arithmetic": {"num_generations": 3}, "tools": {"num_generations": 5}},
@@ -201,9 +201,11 @@ def test_refusals_of_own_tasks(study, changes, words):
         ({("methods", "pbsd", "choices_of"): "base"}, "choices_of is for another study's choices"),
         ({("tuning",): None}, "methods.pbsd.tune asks for trials, but there is no `tuning`"),
         ({("tuning", "seeds"): [1, 9]}, "share seed 1"),
-        ({("tuning", "scale"): "2m"}, "tuning.scale: unknown '2m'; did you mean 0.2m\\?"),
+        ({("tuning", "scale"): "tiny"}, "tuning.*scale"),
         ({("tuning", "same_as"): {"noisy": "nosy"}}, "tuning.same_as.noisy: unknown 'nosy'"),
         ({("tuning", "same_as"): {"noisy": "noisy"}}, "tuning.same_as.noisy: unknown 'noisy'"),
+        ({("tuning", "same_as"): {"noisy": "tiny"}}, "tuning.same_as.noisy: unknown 'tiny'"),
+        ({("tuning", "same_as"): {"tiny": "2m"}}, "tuning.same_as.tiny: unknown '2m'; did you mean 0.2m\\?"),
         ({("tuning", "generated_tokens"): 1001}, "more than budget.generated_tokens"),
         ({("choices",): "other.json"}, "give `tuning` or `choices`"),
         ({("choices",): "other.json", ("tuning",): None}, "other.json is not there"),

@@ -183,15 +183,19 @@ def test_what_is_missing_is_said_and_only_common_seeds_are_compared(written):
 
 def test_choices_are_shown(written):
     trials = [{"options": {}, "validation_accuracy": 0.5}, {"options": {}, "validation_accuracy": None}]
+    cell = {"task": "tools", "world": "dense", "scale": "1m"}
     choices = [
-        {"method": "a", "task": "tools", "world": "dense", "chosen": {"learning_rate": 0.001}, "trials": trials},
-        {"method": "b", "task": "tools", "world": "dense", "chosen": None, "trials": trials},
-        {"method": "c", "task": "tools", "world": "dense", "chosen": {"beta": 1}, "chosen_for": "z"},
+        {"method": "a", **cell, "chosen": {"learning_rate": 0.001}, "trials": trials},
+        {"method": "b", **cell, "chosen": None, "trials": trials},
+        {"method": "c", **cell, "chosen": {"beta": 1}, "chosen_for": "z"},
+        {"method": "d", **cell, "chosen": {"beta": 2}, "decided_in": {**cell, "world": "sparse"}},
     ]
     rows = rows_of(make_table(read_findings(written(choices=choices))), "## Chosen options")
-    assert rows["a"][2:] == ["learning_rate 0.001", "50.0 -"]
-    assert rows["b"][2] == "open"
-    assert rows["c"][2:] == ["beta 1", "taken over from another study's z"]
+    assert rows["a"][:3] == ["tools", "dense", "1m"]
+    assert rows["a"][3:] == ["learning_rate 0.001", "50.0 -"]
+    assert rows["b"][3] == "open"
+    assert rows["c"][3:] == ["beta 1", "taken over from another study's z"]
+    assert rows["d"][3:] == ["beta 2", "taken over from sparse 1m"]
 
 
 def test_no_run_at_all_makes_a_table_too(written):

@@ -12,7 +12,7 @@ from test_compare_study import STUDY
 from pbsd.compare.plan import final_runs, tuning_runs
 from pbsd.compare.runner import Costs
 from pbsd.compare.store import RESULT, Store
-from pbsd.compare.study import StudyError, load_study
+from pbsd.compare.study import Cell, Place, StudyError, load_study
 from pbsd.compare.tuning import choices_by_trials, choices_of_another, chosen_options
 
 OPTIONS = {"beta": 0.1}
@@ -44,6 +44,10 @@ def write(store, run, points, options=OPTIONS, key=None, seconds=10.0):
     (folder / RESULT).write_text(
         json.dumps({"key": key or run.key, "options": options, "curve": curve, "seconds": seconds})
     )
+
+
+def place(method, world, scale="tiny"):
+    return Place(method, Cell("arithmetic", world, scale))
 
 
 def test_the_best_mean_over_seeds_is_chosen_per_method_task_and_world(tuned):
@@ -81,14 +85,43 @@ def test_a_world_may_take_the_choices_of_another(tmp_path):
     for run in runs:
         write(store, run, [run.trial / 10])
     choices = choices_by_trials(study, store, runs)
+    dense = {"task": "arithmetic", "world": "dense", "scale": "tiny"}
     assert [(c["method"], c["world"], c.get("decided_in")) for c in choices] == [
-        ("pbsd", "dense", None), ("base", "dense", None), ("pbsd", "noisy", "dense"), ("base", "noisy", "dense"),
+        ("pbsd", "dense", None), ("base", "dense", None), ("pbsd", "noisy", dense), ("base", "noisy", dense),
     ]  # fmt: skip
     chosen = chosen_options(choices)
     last = {method: study.methods[method].trials[3] for method in ("pbsd", "base")}
     worlds = ("dense", "noisy")
-    assert chosen == {(method, "arithmetic", world): last[method] for method, world in product(last, worlds)}
+    assert chosen == {place(method, world): last[method] for method, world in product(last, worlds)}
     assert all(run.recipe.items() >= last[run.method].items() for run in final_runs(study, chosen))
+
+
+@pytest.mark.parametrize("same_as", [{}, {"large": "tiny"}])
+def test_every_scale_has_its_own_choice_or_takes_another_s(same_as, tmp_path):
+    """Trial k has k/10 at scale tiny and (3 - k)/10 at scale large, where pbsd alone is tested."""
+    path = tmp_path / "mine.yaml"
+    large = {**STUDY["cells"][0], "scales": ["large"], "methods": ["pbsd"]}
+    models = {**STUDY["models"], "large": "lab/arithmetic-0.2m-dense"}
+    tuning = {**STUDY["tuning"], "same_as": same_as}
+    values = {**STUDY, "models": models, "tuning": tuning, "cells": [*STUDY["cells"], large]}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    study = load_study(path)
+    runs = tuning_runs(study)
+    assert {(run.method, run.cell.scale) for run in runs} == {
+        ("pbsd", "tiny"), ("base", "tiny"), *([] if same_as else [("pbsd", "large")]),
+    }  # fmt: skip
+    store = Store(tmp_path / "work")
+    store.options = {run.key: OPTIONS for run in runs}
+    for run in runs:
+        write(store, run, [(run.trial if run.cell.scale == "tiny" else 3 - run.trial) / 10])
+    chosen = chosen_options(choices_by_trials(study, store, runs))
+    trials = study.methods["pbsd"].trials
+    assert chosen[place("pbsd", "noisy")] == trials[3]
+    assert chosen[place("pbsd", "noisy", "large")] == trials[3 if same_as else 0]
+    assert place("base", "noisy", "large") not in chosen
+    at_large = [run for run in final_runs(study, chosen) if run.cell.scale == "large"]
+    assert len(at_large) == 4
+    assert all(run.recipe.items() >= trials[3 if same_as else 0].items() for run in at_large)
 
 
 @pytest.mark.parametrize(("checkpoint", "best"), [("last", 0), ("best_validation", 3)])
@@ -107,13 +140,11 @@ def test_a_choice_stays_open_until_its_last_trial_is_finished(tuned):
     assert choices[-1]["trials"][3] == {
         "options": {"learning_rate": 1e-2}, "validation_accuracy": None, "by_seed": {"8": 0.5, "9": None}
     }  # fmt: skip
-    assert [place for place, options in chosen_options(choices).items() if options is None] == [
-        ("base", "arithmetic", "noisy")
-    ]
+    assert [at for at, options in chosen_options(choices).items() if options is None] == [place("base", "noisy")]
     (run,) = [run for run in runs if (run.method, run.cell.world, run.trial, run.seed) == last]
     write(store, run, [0.9])
     chosen = chosen_options(choices_by_trials(study, store, runs))
-    assert chosen["base", "arithmetic", "noisy"] == {"learning_rate": 1e-2}
+    assert chosen[place("base", "noisy")] == {"learning_rate": 1e-2}
 
 
 def test_results_of_other_settings_or_defaults_are_not_used(tuned):
@@ -153,7 +184,14 @@ def reusing(tmp_path):
         for name, more in changes.items():
             values["methods"].setdefault(name, {"method": "pbsd"}).update(more)
         made = [
-            {"method": "pbsd", "task": "arithmetic", "world": world, "chosen": {"beta": beta}, "trials": []}
+            {
+                "method": "pbsd",
+                "task": "arithmetic",
+                "world": world,
+                "scale": "tiny",
+                "chosen": {"beta": beta},
+                "trials": [],
+            }
             for world, beta in (("dense", 0.3), ("noisy", 0.4))
         ]
         (tmp_path / "other.json").write_text(json.dumps({"study": {}, "choices": made, "runs": []}))
@@ -168,14 +206,14 @@ def test_another_studys_choices(reusing):
     study = reusing({"base": {"choices_of": None}, "ablation": {"choices_of": "pbsd"}})
     chosen = chosen_options(choices_of_another(study))
     assert chosen == {
-        (method, "arithmetic", world): {"beta": beta}
+        place(method, world): {"beta": beta}
         for method in ("pbsd", "ablation") for world, beta in (("dense", 0.3), ("noisy", 0.4))
     }  # fmt: skip
     assert tuning_runs(study) == []
 
 
 def test_a_choice_that_was_not_made_is_refused(reusing):
-    with pytest.raises(StudyError, match="no choice for base on arithmetic, dense: .*choices_of: null"):
+    with pytest.raises(StudyError, match="no choice for base on arithmetic, dense, tiny: .*choices_of: null"):
         choices_of_another(reusing({}))
     with pytest.raises(StudyError, match="methods.pbsd.tune: with `choices` nothing is tuned"):
         reusing({"pbsd": {"tune": {"beta": [1.0]}}})

@@ -189,7 +189,7 @@ def write_planned_study(folder: Path, finished=PLANNED, *, metrics=True) -> Path
             "checkpoint": "last",
         },
         "choices": [
-            {"method": "pbsd", "task": "arithmetic", "world": "dense", "chosen": {"beta": 0.1},
+            {"method": "pbsd", "task": "arithmetic", "world": "dense", "scale": "0.2m", "chosen": {"beta": 0.1},
              "trials": [{"options": {"beta": 0.1}, "validation_accuracy": 0.5}]}
         ],
         "runs": [

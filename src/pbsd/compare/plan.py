@@ -16,13 +16,21 @@ from typing import Any, Literal
 import yaml
 
 from pbsd.api import model_folder
-from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, Study, StudyError, Unit, Validation
+from pbsd.compare.study import (
+    Budget,
+    Cell,
+    CheckpointRule,
+    Decay,
+    FinalTest,
+    Place,
+    Study,
+    StudyError,
+    Unit,
+    Validation,
+)
 from pbsd.lab.worlds import world
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.run import determining_options
-
-Place = tuple[str, str, str]
-"""(method, task, world): where one choice of options holds."""
 
 _WITHOUT_EFFECT = ("model_name_or_path", "teacher_model", "num_threads", "disable_tqdm", "use_cpu")
 """Keys of a run's recipe that its results do not depend on; models have hashes of their own."""
@@ -71,7 +79,7 @@ class Run:
 
     @property
     def place(self) -> Place:
-        return self.method, self.cell.task, self.cell.world
+        return self.unit.place
 
     @cached_property
     def key(self) -> str:
@@ -87,7 +95,7 @@ def folder_name(name: str, key: str) -> str:
 
 
 def tuning_runs(study: Study) -> list[Run]:
-    """Every trial of every method, task and world that the study tests, at the scale and seeds of its tuning."""
+    """Every trial of every place that the study tunes, with the seeds of its tuning."""
     tuning = study.tuning
     if tuning is None:
         return []
@@ -96,20 +104,20 @@ def tuning_runs(study: Study) -> list[Run]:
     budget = Budget(tuning.generated_tokens, math.ceil(study.budget.max_steps * share))
     return [
         replace(
-            _run(study, Unit(method, Cell(task, world_name, tuning.scale), seed), options),
+            _run(study, Unit(*place, seed), options),
             kind="tuning",
             trial=number,
             budget=budget,
             test=None,
         )
-        for method, task, world_name in study.tuned_places()
-        for (number, options), seed in itertools.product(enumerate(study.methods[method].trials), tuning.seeds)
+        for place in study.tuned_places()
+        for (number, options), seed in itertools.product(enumerate(study.methods[place.method].trials), tuning.seeds)
     ]
 
 
 def final_runs(study: Study, chosen: Mapping[Place, Mapping[str, Any]]) -> list[Run]:
     """Every run that is tested, under the chosen options."""
-    return [_run(study, unit, chosen.get((unit.method, *unit.cell[:2]), {})) for unit in study.units()]
+    return [_run(study, unit, chosen.get(unit.place, {})) for unit in study.units()]
 
 
 def training_seed(cell: Cell, seed: int) -> int:

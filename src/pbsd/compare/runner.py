@@ -53,7 +53,7 @@ class StudyRunner:
         final = self.final
         if not self.all_chosen:
             chosen = chosen_options(self.choices)
-            trials = {place: self.study.methods[place[0]].trials for place in self.study.places()}
+            trials = {place: self.study.methods[place.method].trials for place in self.study.places()}
             final = final_runs(self.study, {p: chosen.get(p) or (t[0] if t else {}) for p, t in trials.items()})
         runs = [run for run in (*self.tuning, *final) if selected(run)]
         costs = Costs(self.store, self.tuning + self.final)

@@ -40,12 +40,23 @@ class Cell(NamedTuple):
     scale: str
 
 
+class Place(NamedTuple):
+    """Where one choice of options holds."""
+
+    method: str
+    cell: Cell
+
+
 class Unit(NamedTuple):
     """One training run that is tested."""
 
     method: str
     cell: Cell
     seed: int
+
+    @property
+    def place(self) -> Place:
+        return Place(self.method, self.cell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +127,11 @@ class FinalTest(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """The trials of every method, per task and world, at one scale; the best mean validation accuracy is chosen.
+    """The trials of every method, per task, world and scale; the best mean validation accuracy is chosen.
 
-    `same_as`: worlds without trials of their own, each with the world whose choices it takes.
+    `same_as`: worlds and scales without trials of their own, each with the one whose choices it takes.
     """
 
-    scale: str
     seeds: tuple[int, ...]
     generated_tokens: int
     trials: int
@@ -172,19 +182,20 @@ class Study:
             "dataset_seed": self.dataset_seed,
         }
 
-    def tuned_places(self) -> list[tuple[str, str, str]]:
-        """Every (method, task, world) whose options are chosen by this study's trials."""
+    def tuned_places(self) -> list[Place]:
+        """Every place whose options are chosen by this study's trials."""
         if self.tuning is None:
             return []
-        return list(dict.fromkeys((method, task, self.tuned_world(world)) for method, task, world in self.places()))
+        return list(dict.fromkeys(Place(place.method, self.tuned_cell(place.cell)) for place in self.places()))
 
-    def places(self) -> list[tuple[str, str, str]]:
-        """Every (method, task, world) that is tested."""
-        return list(dict.fromkeys((unit.method, unit.cell.task, unit.cell.world) for unit in self.units()))
+    def places(self) -> list[Place]:
+        """Every place that is tested."""
+        return list(dict.fromkeys(unit.place for unit in self.units()))
 
-    def tuned_world(self, world: str) -> str:
-        """The world whose trials decide for this one."""
-        return self.tuning.same_as.get(world, world) if self.tuning else world
+    def tuned_cell(self, cell: Cell) -> Cell:
+        """The cell whose trials decide for this one."""
+        same_as = self.tuning.same_as if self.tuning else {}
+        return Cell(cell.task, *(same_as.get(name, name) for name in (cell.world, cell.scale)))
 
 
 def study_name(path: Path) -> str:
@@ -314,19 +325,15 @@ def _cells(
 def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
     if values is None:
         return None
-    check_keys(values, "tuning", required=Tuning._fields[:-1], optional=("same_as",))
+    check_keys(values, "tuning", required=("seeds", "generated_tokens", "trials"), optional=("same_as",))
     numbers = {key: whole(values[key], f"tuning.{key}") for key in ("generated_tokens", "trials")}
     same_as = mapping(values.get("same_as"), "tuning.same_as")
     worlds = sorted({name for _, name in WORLDS})
-    for world, other in same_as.items():
-        one_of(world, "tuning.same_as", worlds)
-        one_of(other, f"tuning.same_as.{world}", [name for name in worlds if name not in same_as])
-    return Tuning(
-        scale=one_of(values["scale"], "tuning.scale", scales),
-        seeds=seeds(values["seeds"], "tuning.seeds"),
-        same_as=same_as,
-        **numbers,
-    )
+    for name, other in same_as.items():
+        one_of(name, "tuning.same_as", [*worlds, *scales])
+        alike = worlds if name in worlds else scales
+        one_of(other, f"tuning.same_as.{name}", [name for name in alike if name not in same_as])
+    return Tuning(seeds=seeds(values["seeds"], "tuning.seeds"), same_as=same_as, **numbers)
 
 
 def _check_tasks(study: Study) -> None:
@@ -337,7 +344,7 @@ def _check_tasks(study: Study) -> None:
                 f"cells: {cell.task} in world {cell.world!r}: the tasks under `tasks`, and they alone, have the world "
                 f"{OWN_WORLD!r}; put them in a block of their own"
             )
-        scales = {cell.scale, study.tuning.scale} if study.tuning else {cell.scale}
+        scales = {cell.scale, study.tuned_cell(cell).scale}
         if is_own and (missing := sorted(scales - study.models.keys())):
             raise StudyError(f"models: {cell.task} is trained at scale {missing[0]!r}: give `{missing[0]}: FOLDER`")
 

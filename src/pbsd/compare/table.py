@@ -311,16 +311,17 @@ def chosen_options(findings: Findings) -> TitledRows:
                 choice["method"],
                 choice["task"],
                 choice["world"],
+                choice["scale"],
                 "open" if choice["chosen"] is None else _options(choice["chosen"]),
                 scores if tried else _taken_over(choice),
             ]
         )
-    return ["method", "task", "world", "chosen", "validation accuracy of the trials, %"], rows
+    return ["method", "task", "world", "scale", "chosen", "validation accuracy of the trials, %"], rows
 
 
 def _taken_over(choice: Mapping[str, Any]) -> str:
     if "decided_in" in choice:
-        return f"taken over from {choice['decided_in']}"
+        return f"taken over from {choice['decided_in']['world']} {choice['decided_in']['scale']}"
     return f"taken over from another study's {choice['chosen_for']}"
 
 

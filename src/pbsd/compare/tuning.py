@@ -7,25 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pbsd.compare.files import read_choices
-from pbsd.compare.plan import Place, Run
+from pbsd.compare.plan import Run
 from pbsd.compare.store import Store
-from pbsd.compare.study import CheckpointRule, Study, StudyError
+from pbsd.compare.study import Cell, CheckpointRule, Place, Study, StudyError
 
 
 def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A choice per method, task and world: every trial with its validation accuracy, by seed and on average, and the
-    options of the best (of equals the first); null while a trial is not finished. Test problems play no part. A world
-    without trials of its own takes the choice `decided_in` another."""
+    """A choice per place: every trial with its validation accuracy, by seed and on average, and the options of the best
+    (of equals the first); null while a trial is not finished. Test problems play no part. A world or scale without
+    trials of its own takes the choice `decided_in` another."""
     assert study.tuning is not None or not runs
     by_place: dict[Place, list[Run]] = {}
     for run in runs:
         by_place.setdefault(run.place, []).append(run)
     choices = []
     for place, own in by_place.items():
-        method, task, world = place
         trials: list[dict[str, Any]] = [
             {"options": dict(options), "validation_accuracy": None, "by_seed": {}}
-            for options in study.methods[method].trials
+            for options in study.methods[place.method].trials
         ]
         for run in own:
             assert run.trial is not None
@@ -38,15 +37,18 @@ def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[d
         means = [trial["validation_accuracy"] for trial in trials]
         chosen = None if None in means else trials[means.index(max(means))]["options"]
         choices.append(
-            {"method": method, "task": task, "world": world, "scale": own[0].cell.scale,
-             "generated_tokens": own[0].budget.generated_tokens, "chosen": chosen, "trials": trials}
-        )  # fmt: skip
-    made = {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in choices}
-    for method, task, world in study.places() if made else []:
-        if (decided_in := study.tuned_world(world)) != world:
-            chosen = made[method, task, decided_in]
-            choices.append({"method": method, "task": task, "world": world, "decided_in": decided_in, "chosen": chosen})
+            _where(place) | {"generated_tokens": own[0].budget.generated_tokens, "chosen": chosen, "trials": trials}
+        )
+    made = chosen_options(choices)
+    for place in study.places() if made else []:
+        if (decided_in := study.tuned_cell(place.cell)) != place.cell:
+            chosen = made[Place(place.method, decided_in)]
+            choices.append(_where(place) | {"decided_in": decided_in._asdict(), "chosen": chosen})
     return choices
+
+
+def _where(place: Place) -> dict[str, Any]:
+    return {"method": place.method, **place.cell._asdict()}
 
 
 def score(result: Mapping[str, Any], rule: CheckpointRule) -> float:
@@ -59,27 +61,28 @@ def choices_of_another(study: Study) -> list[dict[str, Any]]:
     """The choices that the study takes over; `chosen_for` is the method they were made for.
 
     Raises:
-        StudyError: a method, task and world for which the other study chose nothing.
+        StudyError: a method, task, world and scale for which the other study chose nothing.
     """
     assert study.choices is not None
-    other = read_choices(study.choices)["choices"]
-    made = {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in other}
+    made = chosen_options(read_choices(study.choices)["choices"])
     choices = []
-    for method, task, world in study.places():
-        source = study.methods[method].choices_of
+    for place in study.places():
+        source = study.methods[place.method].choices_of
         if source is None:
             continue
-        if made.get((source, task, world)) is None:
+        chosen = made.get(Place(source, place.cell))
+        if chosen is None:
             raise StudyError(
-                f"{study.path}: {study.choices} holds no choice for {source} on {task}, {world}: finish that study's "
-                f"tuning, or say `choices_of: OTHER` or `choices_of: null` for methods.{method}"
+                f"{study.path}: {study.choices} holds no choice for {source} on {', '.join(place.cell)}: finish that "
+                f"study's tuning, or say `choices_of: OTHER` or `choices_of: null` for methods.{place.method}"
             )
-        choices.append(
-            {"method": method, "task": task, "world": world, "chosen_for": source, "chosen": made[source, task, world]}
-        )
+        choices.append(_where(place) | {"chosen_for": source, "chosen": chosen})
     return choices
 
 
 def chosen_options(choices: Sequence[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any] | None]:
     """By place; None where the choice is open."""
-    return {(choice["method"], choice["task"], choice["world"]): choice["chosen"] for choice in choices}
+    return {
+        Place(choice["method"], Cell(choice["task"], choice["world"], choice["scale"])): choice["chosen"]
+        for choice in choices
+    }
