@@ -29,6 +29,7 @@ from machine import DTYPES, MODEL, facts, matmul_peak, operators, peak_memory_gi
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from pbsd.logprobs import token_logprobs
+from pbsd.products import fast_linears
 from pbsd.scoring import ScoringGroup, enable_scoring, score
 
 PROMPTS = 2
@@ -145,7 +146,8 @@ def make_groups(prompt: int, completions: int, length: int) -> list[ScoringGroup
 
 def ours_pass(model: Any, groups: list[ScoringGroup]) -> None:
     model.zero_grad()
-    score(model, groups, pad_id=0).sequence_logprobs_B.sum().backward()
+    with fast_linears(model):  # as in a training step
+        score(model, groups, pad_id=0).sequence_logprobs_B.sum().backward()
 
 
 def padded_pass(model: Any, groups: list[ScoringGroup]) -> None:

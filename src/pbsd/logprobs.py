@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from pbsd.products import linear
 
 CHUNK_LOGITS = 2**24
 """Logits alive at a time: 64 MiB in float32."""
@@ -63,7 +64,7 @@ class LogitHead:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] float32, with gradient."""
-        logits_TV = F.linear(hidden_TD, self.weight_VD, self.bias_V).float() * self.scale
+        logits_TV = linear(hidden_TD, self.weight_VD, self.bias_V).float() * self.scale
         return logits_TV if self.softcap is None else torch.tanh(logits_TV / self.softcap) * self.softcap
 
 
@@ -127,7 +128,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 entropy_T[part] = -logprobs_CV.clamp_min_(torch.finfo(torch.float32).min).mul_(probs_CV).sum(-1)
             if gradient_TD is not None:
                 gradient_CV = _logit_gradient(cast, probs_CV, slope_CV, ids_T[part])
-                gradient_TD[part] = gradient_CV.to(cast.weight_VD.dtype) @ cast.weight_VD
+                gradient_TD[part] = linear(gradient_CV.to(cast.weight_VD.dtype), cast.weight_VD.t())
         ctx.head, ctx.compute_dtype, ctx.chunk_tokens = head, cast.weight_VD.dtype, chunk_tokens
         ctx.save_for_backward(hidden_TD, ids_T, weight_VD, bias_V, gradient_TD)
         ctx.mark_non_differentiable(entropy_T)
@@ -151,7 +152,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_bias_V += gradient_CV.sum(0)
             gradient_CV = gradient_CV.to(ctx.compute_dtype)
             if grad_hidden_TD is not None:
-                grad_hidden_TD[part] = gradient_CV @ cast.weight_VD
+                grad_hidden_TD[part] = linear(gradient_CV, cast.weight_VD.t())
             if grad_weight_VD is None:
                 continue
             if ctx.compute_dtype == torch.float32:
@@ -173,7 +174,7 @@ def _slices(length: int, chunk_tokens: int) -> list[slice]:
 def _chunk_logprobs(head: LogitHead, hidden_CD: Tensor) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [C, V] float32, and the slope of the cap at every logit (None without a cap)."""
     with torch.autocast(hidden_CD.device.type, enabled=False):
-        logits_CV = F.linear(hidden_CD.to(head.weight_VD.dtype), head.weight_VD, head.bias_V)
+        logits_CV = linear(hidden_CD.to(head.weight_VD.dtype), head.weight_VD, head.bias_V)
     if head.scale == 1.0 and head.softcap is None:
         return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32), None
     logits_CV = logits_CV.float().mul_(head.scale)

@@ -30,6 +30,7 @@ from pbsd.diagnostics.style import StyleGap
 from pbsd.engine import Engine
 from pbsd.hub import MODEL_CARD_TAGS, write_model_card
 from pbsd.methods.method import Method
+from pbsd.products import fast_linears
 from pbsd.records import Batch, Metrics, Prompt
 
 METHOD_STATE = "method_state.pt"
@@ -136,10 +137,11 @@ class MethodTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             parts += [_Idle(inputs)] * (max(gather_object([len(parts)])) - len(parts))
         loss = torch.zeros((), device=self.args.device)
-        for part in parts[:-1]:
-            with self.accelerator.no_sync(model):
-                loss += super().training_step(model, part, num_items_in_batch)
-        return loss + super().training_step(model, parts[-1], num_items_in_batch)
+        with fast_linears(model):
+            for part in parts[:-1]:
+                with self.accelerator.no_sync(model):
+                    loss += super().training_step(model, part, num_items_in_batch)
+            return loss + super().training_step(model, parts[-1], num_items_in_batch)
 
     def compute_loss(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pbsd.logprobs import LogitHead, token_entropy, token_logprobs
+from pbsd.products import fast_linears
 from pbsd.scoring.forward import (
     Packing,
     ScoringRequest,
@@ -94,11 +95,12 @@ def score_frozen(
     tokens (a prompt with a single completion may exceed it)."""
     if enable_scoring(model).packed is None:
         groups = singles(groups)
-    return [
-        row
-        for chunk in token_chunks(groups, max_tokens)
-        for row in score(model, chunk, pad_id=pad_id, entropy=False).token_lists()
-    ]
+    with fast_linears(model):
+        return [
+            row
+            for chunk in token_chunks(groups, max_tokens)
+            for row in score(model, chunk, pad_id=pad_id, entropy=False).token_lists()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,11 @@ def frozen_logits(model: nn.Module, groups: Sequence[ScoringGroup], *, pad_id: i
     if capability.packed is None:
         groups = singles(groups)
     hidden: list[Tensor] = []
-    for chunk in token_chunks(groups, max_tokens):
-        layout = _layout(chunk, capability.packed, pad_id)
-        states_MD = model(scoring=ScoringRequest(layout, capability.packed, hidden_only=True)).extra_M
-        hidden += states_MD.split(list(layout.lengths))
+    with fast_linears(model):
+        for chunk in token_chunks(groups, max_tokens):
+            layout = _layout(chunk, capability.packed, pad_id)
+            states_MD = model(scoring=ScoringRequest(layout, capability.packed, hidden_only=True)).extra_M
+            hidden += states_MD.split(list(layout.lengths))
     return FrozenLogits(tuple(hidden), head.detached())
 
 
