@@ -11,7 +11,7 @@ from pbsd.api import SelfDistillationTrainer
 from pbsd.compare.execute import execute
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
 from pbsd.compare.store import METRICS, RESULT, read_lines
-from pbsd.compare.study import load_study
+from pbsd.compare.study import Cell, Place, load_study
 from pbsd.config import SFTConfig
 from pbsd.lab import worlds
 
@@ -35,7 +35,9 @@ def test_the_tested_weights_are_those_of_the_rule(tmp_path):
     """At learning rate 0 every checkpoint is the base: its test counts, measured here by hand, and the first step."""
     study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
     run = next(
-        r for r in final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": 0.0}}) if r.method == "sft"
+        r
+        for r in final_runs(study, {Place("sft", Cell("arithmetic", "dense", "packaged")): {"learning_rate": 0.0}})
+        if r.method == "sft"
     )
     execute(run, tmp_path / "run", resolved_options([run])[run.key], 50)
     result = json.loads((tmp_path / "run" / RESULT).read_text())
@@ -56,7 +58,7 @@ def test_the_best_weights_are_put_back(tmp_path, rule, equal):
     study = load_study(write_study(tmp_path / "tiny", checkpoint=rule) / "study.yaml")
     problems = []
     for rate in (0.0, 1.0):
-        run = final_runs(study, {("sft", "arithmetic", "dense"): {"learning_rate": rate}})[1]
+        run = final_runs(study, {Place("sft", Cell("arithmetic", "dense", "packaged")): {"learning_rate": rate}})[1]
         assert run.method == "sft"
         execute(run, tmp_path / str(rate), resolved_options([run])[run.key], 50)
         problems.append(json.loads((tmp_path / str(rate) / RESULT).read_text())["problems"])

@@ -114,21 +114,21 @@ def test_unknown_datasets_and_worlds_name_those_that_exist():
 
 def test_a_base_that_is_not_built_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="pbsd lab build --task tools --scale 1m --variant sparse"):
-        model_folder("lab/tools-1m-sparse")
+    with pytest.raises(ValueError, match="pbsd lab build --task tools --scale 4m --variant sparse"):
+        model_folder("lab/tools-4m-sparse")
     with pytest.raises(ValueError, match=r"no base model 'tools-9b'.*tools-4m-dense"):
         checkpoint_path("tools-9b")
 
 
 def test_a_built_base_is_found_in_the_cache_and_an_unfinished_one_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("PBSD_LAB_CACHE", str(tmp_path))
-    folder = tmp_path / "tools-1m-sparse"
+    folder = tmp_path / "tools-4m-sparse"
     folder.mkdir()
     (folder / "training_state.pt").touch()
     with pytest.raises(ValueError, match="not built"):
-        checkpoint_path("tools-1m-sparse")
+        checkpoint_path("tools-4m-sparse")
     (folder / "build.json").write_text("{}")
-    assert model_folder("lab/tools-1m-sparse") == str(folder)
+    assert model_folder("lab/tools-4m-sparse") == str(folder)
 
 
 def test_every_task_scale_and_variant_has_its_base_small_ones_first():

@@ -91,7 +91,7 @@ def test_a_study_compares_its_methods(show, tmp_path):
     expect(metrics.locator(".ytitle")).to_have_text("Loss")
     expect(drawn(page, "stability").locator(".plot")).to_contain_text("30.0 ⚠2")
     page.locator("summary", has_text="Chosen options of study").click()
-    assert rows(page, "Chosen options of study") == [["pbsd", "arithmetic", "dense", "beta 0.1", "50.0"]]
+    assert rows(page, "Chosen options of study") == [["pbsd", "arithmetic", "dense", "0.2m", "beta 0.1", "50.0"]]
     page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not accessibility_violations(page)
