@@ -16,7 +16,7 @@ from tiny_study import STUDY, compare, write_study
 from pbsd.cli import main
 from pbsd.compare.files import CHOICES, CURVES, RESULTS, RUNS, TABLE, TRAINING, read_choices, read_rows
 from pbsd.compare.store import RESULT
-from pbsd.compare.study import load_study
+from pbsd.compare.study_file import load_study
 from pbsd.lab import worlds
 
 FILES = (RESULTS, CURVES, TRAINING, CHOICES, RUNS, TABLE)

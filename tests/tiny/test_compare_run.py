@@ -11,7 +11,8 @@ from pbsd.api import SelfDistillationTrainer
 from pbsd.compare.execute import execute
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
 from pbsd.compare.store import METRICS, RESULT, read_lines
-from pbsd.compare.study import Cell, Place, load_study
+from pbsd.compare.study import Cell, Place
+from pbsd.compare.study_file import load_study
 from pbsd.config import SFTConfig
 from pbsd.lab import worlds
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pbsd.compare.fields import StudyError
 from pbsd.compare.plan import _dataset_sha256, final_runs, folder_name, resolved_options, training_seed, tuning_runs
-from pbsd.compare.study import Cell, Place, StudyError, Unit, load_study, study_name
+from pbsd.compare.study import Cell, Place, Unit, study_name
+from pbsd.compare.study_file import load_study
 from pbsd.methods import METHODS
 
 STRENGTH = Path(__file__).parents[2] / "studies" / "strength" / "study.yaml"

@@ -9,10 +9,12 @@ import pytest
 import yaml
 from test_compare_study import STUDY
 
+from pbsd.compare.fields import StudyError
 from pbsd.compare.plan import final_runs, tuning_runs
 from pbsd.compare.runner import Costs
 from pbsd.compare.store import RESULT, Store
-from pbsd.compare.study import Cell, Place, StudyError, load_study
+from pbsd.compare.study import Cell, Place
+from pbsd.compare.study_file import load_study
 from pbsd.compare.tuning import choices_by_trials, choices_of_another, chosen_options
 
 OPTIONS = {"beta": 0.1}

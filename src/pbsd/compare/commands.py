@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace, path: Path, work: Path, out: Path) -> int:
     from transformers.utils import logging as transformers_logging
 
     from pbsd.compare.runner import StudyRunner
-    from pbsd.compare.study import load_study
+    from pbsd.compare.study_file import load_study
 
     transformers_logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from pbsd.api import model_folder
+from pbsd.compare.fields import StudyError
 from pbsd.compare.study import (
     Budget,
     Cell,
@@ -24,7 +25,6 @@ from pbsd.compare.study import (
     FinalTest,
     Place,
     Study,
-    StudyError,
     Unit,
     Validation,
 )

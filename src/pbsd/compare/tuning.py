@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pbsd.compare.fields import StudyError
 from pbsd.compare.files import read_choices
 from pbsd.compare.plan import Run
 from pbsd.compare.store import Store
-from pbsd.compare.study import Cell, CheckpointRule, Place, Study, StudyError
+from pbsd.compare.study import Cell, CheckpointRule, Place, Study
 
 
 def choices_by_trials(study: Study, store: Store, runs: Sequence[Run]) -> list[dict[str, Any]]:
