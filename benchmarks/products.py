@@ -3,7 +3,7 @@
     python benchmarks/products.py    # half a minute
 
 Sizes are those of the laboratory's bases and of SmolLM2-135M, of 2,048 tokens. Five timings of each, in turn; figures
-are Gflop/s of the median. Where the machine is one that MKL serves well both columns are torch's.
+are Gflop/s of the median, and of the slowest and the fastest. Where MKL serves the machine well both are torch's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = {"0.2m": (64, 256), "1m": (128, 512), "4m": (256, 1024), "smollm2-135m":
 REPEATS, LEAST_FLOPS = 5, 2e10
 
 
-def gflops(inner: int, outer: int) -> dict[str, float]:
+def gflops(inner: int, outer: int) -> dict[str, float | str]:
     """Of [TOKENS, inner] times [inner, outer], with the gradients of both."""
     x = torch.randn(TOKENS, inner, requires_grad=True)
     weight = torch.randn(outer, inner, requires_grad=True)
@@ -39,7 +39,11 @@ def gflops(inner: int, outer: int) -> dict[str, float]:
                     torch.autograd.grad(function(x, weight), (x, weight), grad)
 
             times[name].append(seconds(run))
-    return {name: flops * calls / median(values) / 1e9 for name, values in times.items()}
+    found: dict[str, float | str] = {}
+    for name, values in times.items():
+        slowest, middle, fastest = (flops * calls / x / 1e9 for x in (max(values), median(values), min(values)))
+        found |= {name: middle, f"{name} range": f"{slowest:.0f}-{fastest:.0f}"}
+    return found
 
 
 if __name__ == "__main__":

@@ -206,6 +206,10 @@ def test_refusals_of_own_tasks(study, changes, words):
         ({("tuning", "scale"): "tiny"}, "tuning.*scale"),
         ({("tuning", "same_as"): {"noisy": "nosy"}}, "tuning.same_as.noisy: unknown 'nosy'"),
         ({("tuning", "same_as"): {"noisy": "noisy"}}, "tuning.same_as.noisy: unknown 'noisy'"),
+        (
+            {("tuning", "same_as"): {"noisy": "dense"}, ("models", "noisy"): "lab/arithmetic-0.2m"},
+            "noisy is a world and one of `models`",
+        ),
         ({("tuning", "same_as"): {"noisy": "tiny"}}, "tuning.same_as.noisy: unknown 'tiny'"),
         ({("tuning", "same_as"): {"tiny": "2m"}}, "tuning.same_as.tiny: unknown '2m'; did you mean 0.2m\\?"),
         ({("tuning", "generated_tokens"): 1001}, "more than budget.generated_tokens"),

@@ -1,4 +1,4 @@
-"""oneDNN's products against `F.linear`, on any CPU that has them."""
+"""oneDNN's products against `F.linear`; where torch comes without oneDNN, what is built around them."""
 
 import copy
 
@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from pbsd import products
 from pbsd.products import fast_linears, linear
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-
 
 @pytest.fixture(autouse=True)
 def by_onednn(monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    if not torch.backends.mkldnn.is_available():
+        monkeypatch.setattr(products, "_product", F.linear)
 
 
 @pytest.fixture
@@ -154,15 +154,20 @@ def test_which_machines_take_it(monkeypatch, tmp_path):
         monkeypatch.setattr(products, "CPU_FACTS", facts)
         return products.onednn_is_faster()
 
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for library in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(library, "is_available", lambda: True)
     assert taken("AuthenticAMD", "AVX512")
     assert taken("AuthenticAMD", "AVX512_VNNI")
     assert not taken("AuthenticAMD", "AVX2")
     assert not taken("GenuineIntel", "AVX512")
-    products.onednn_is_faster.cache_clear()
-    monkeypatch.setattr(products, "CPU_FACTS", tmp_path / "nowhere")
-    assert not products.onednn_is_faster()
-    products.onednn_is_faster.cache_clear()
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert not products.onednn_is_faster()
+    assert taken("AuthenticAMD", "AVX512")
+    for target, name, value in (
+        (products, "CPU_FACTS", tmp_path / "nowhere"),
+        (torch.backends.mkl, "is_available", lambda: False),
+        (torch.backends.mkldnn, "is_available", lambda: False),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            products.onednn_is_faster.cache_clear()
+            assert not products.onednn_is_faster()
     products.onednn_is_faster.cache_clear()

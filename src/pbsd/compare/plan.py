@@ -17,17 +17,7 @@ import yaml
 
 from pbsd.api import model_folder
 from pbsd.compare.fields import StudyError
-from pbsd.compare.study import (
-    Budget,
-    Cell,
-    CheckpointRule,
-    Decay,
-    FinalTest,
-    Place,
-    Study,
-    Unit,
-    Validation,
-)
+from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, Place, Study, Unit, Validation
 from pbsd.lab.worlds import world
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.run import determining_options

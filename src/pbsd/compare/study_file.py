@@ -168,8 +168,10 @@ def _tuning(values: Any, scales: Sequence[str]) -> Tuning | None:
     worlds = sorted({name for _, name in WORLDS})
     for name, other in same_as.items():
         one_of(name, "tuning.same_as", [*worlds, *scales])
+        if name in worlds and name in scales:
+            raise StudyError(f"tuning.same_as: {name} is a world and one of `models`: give the model another name")
         alike = worlds if name in worlds else scales
-        one_of(other, f"tuning.same_as.{name}", [name for name in alike if name not in same_as])
+        one_of(other, f"tuning.same_as.{name}", [option for option in alike if option not in same_as])
     return Tuning(seeds=seeds(values["seeds"], "tuning.seeds"), same_as=same_as, **numbers)
 
 
