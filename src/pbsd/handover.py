@@ -10,6 +10,10 @@ samples, T of the teacher's and H of these,
 Were every step as likely to be right as any other, independently, the half of the teacher's steps and the half of the
 student's would succeed at sqrt(S T): the handover is 1 there and above, and 0 where the teacher's first half is no
 better than the student's own.
+
+Averaged over all prompts that speaks of the teacher as a whole. Where imitation is for the prompts on which the student
+fails, a student that has become as good on the whole may still have much to learn on those: there S, T and H are
+averaged with the share of the student's samples that fail as the prompt's weight.
 """
 
 from __future__ import annotations
@@ -28,20 +32,22 @@ _ROUND = 2
 """Tells the random numbers of these samples from those of the step's other rounds."""
 
 Author = Literal["student", "teacher", "both"]
+Success = tuple[float, float]
+"""Of a prompt: its weight, and its success rate times this weight."""
 
 
 @dataclass(slots=True)
 class Handover:
-    """Decaying sums of the success rates of prompts, and of the numbers of prompts, by who wrote the samples."""
+    """Decaying sums of the weighted success rates of prompts, and of the weights, by who wrote the samples."""
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Author), 0.0))
     counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Author), 0.0))
 
-    def observe(self, successes: Mapping[Author, Sequence[float]]) -> None:
+    def observe(self, successes: Mapping[Author, Sequence[Success]]) -> None:
         """A step's success rates, of all processes."""
         for author, values in successes.items():
-            self.sums[author] = _DECAY * self.sums[author] + sum(values)
-            self.counts[author] = _DECAY * self.counts[author] + len(values)
+            self.sums[author] = _DECAY * self.sums[author] + sum(success for _, success in values)
+            self.counts[author] = _DECAY * self.counts[author] + sum(weight for weight, _ in values)
 
     @property
     def value(self) -> float:
@@ -62,13 +68,38 @@ class Handover:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
 
 
-def success_rates(rollouts: Sequence[Rollout]) -> list[float]:
-    """Of every prompt with a judged sample the share of these that are correct."""
+def successes(samples: Mapping[Author, Sequence[Rollout]]) -> dict[Author, list[Success]]:
+    """Of every prompt with judged samples of an author the share of these that are correct, all prompts alike."""
+    return {
+        author: [(1.0, sum(own) / len(own)) for own in _judged(rollouts).values()]
+        for author, rollouts in samples.items()
+    }
+
+
+def successes_where_failing(samples: Mapping[Author, Sequence[Rollout]]) -> dict[Author, list[Success]]:
+    """The same, a prompt weighed by the share of the student's samples that fail. A student's sample is weighed by the
+    others, which say nothing of its own luck; prompts with fewer than two of these are left out."""
+    student = {prompt: own for prompt, own in _judged(samples["student"]).items() if len(own) > 1}
+    failing = {prompt: own.count(False) / len(own) for prompt, own in student.items()}
+    found: dict[Author, list[Success]] = {
+        author: [
+            (failing[prompt], failing[prompt] * sum(own) / len(own))
+            for prompt, own in _judged(rollouts).items()
+            if prompt in failing
+        ]
+        for author, rollouts in samples.items()
+    }
+    # The mean over n samples of (correct) x (share of the n - 1 others that fail)
+    found["student"] = [(failing[i], failing[i] * sum(own) / (len(own) - 1)) for i, own in student.items()]
+    return found
+
+
+def _judged(rollouts: Sequence[Rollout]) -> dict[int, list[bool]]:
     found: dict[int, list[bool]] = {}
     for rollout in rollouts:
         if rollout.correct is not None:
             found.setdefault(rollout.prompt, []).append(rollout.correct)
-    return [sum(own) / len(own) for own in found.values()]
+    return found
 
 
 def finish_teacher_samples(

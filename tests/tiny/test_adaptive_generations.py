@@ -46,7 +46,7 @@ def test_a_teacher_that_hands_nothing_over_writes_one(make_trainer):
     trainer = make_trainer(
         rewards=grader(), num_generations=5, num_teacher_generations=3, adaptive_generations=True, pairing="all"
     )
-    trainer.method.handover.observe({"student": [0.5], "teacher": [0.5], "both": [0.5]})
+    trainer.method.handover.observe({"student": [(1.0, 0.5)], "teacher": [(1.0, 0.5)], "both": [(1.0, 0.5)]})
     assert counts(trainer)[0] == [{"student": 7, "teacher": 1}] * 4
 
 

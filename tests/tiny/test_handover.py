@@ -1,10 +1,12 @@
 """How much of the teacher's advantage its first half hands over to the student, and what that does to imitation."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
 
-from pbsd.handover import Handover, finish_teacher_samples
+from pbsd.handover import Handover, finish_teacher_samples, successes_where_failing
 from pbsd.rollouts import SampleRequest
 
 GATED = {
@@ -15,7 +17,7 @@ GATED = {
 
 def observed(student, teacher, both):
     handover = Handover()
-    handover.observe({"student": [student], "teacher": [teacher], "both": [both]})
+    handover.observe({"student": [(1.0, student)], "teacher": [(1.0, teacher)], "both": [(1.0, both)]})
     return handover.value
 
 
@@ -40,11 +42,13 @@ def test_means_forget_and_are_kept_in_checkpoints():
     """Three steps, the first with two prompts. `both`: (0.9 x 0.9 x 1 + 0) / (0.9 x 0.9 x 2 + 1), for in the second
     step it has no prompt and its mean stays."""
     handover = Handover()
-    handover.observe({"student": [0.0, 0.5], "teacher": [1.0, 1.0], "both": [0.0, 1.0]})
+    handover.observe(
+        {"student": [(1.0, 0.0), (1.0, 0.5)], "teacher": [(1.0, 1.0)] * 2, "both": [(1.0, 0.0), (1.0, 1.0)]}
+    )
     assert handover.value == pytest.approx((0.5 - 0.25) / (0.25**0.5 - 0.25))
-    handover.observe({"student": [0.25], "teacher": [1.0], "both": []})
+    handover.observe({"student": [(1.0, 0.25)], "teacher": [(1.0, 1.0)], "both": []})
     assert handover.value == pytest.approx(1.0)
-    handover.observe({"student": [0.25], "teacher": [1.0], "both": [0.0]})
+    handover.observe({"student": [(1.0, 0.25)], "teacher": [(1.0, 1.0)], "both": [(1.0, 0.0)]})
     both = 0.81 / (2 * 0.81 + 1)
     assert handover.value == pytest.approx((both - 0.25) / (0.5 - 0.25))
     other = Handover()
@@ -127,8 +131,79 @@ def test_a_teacher_that_knows_the_answer_and_not_the_way_is_not_imitated(make_tr
     assert trainer.method._coefs(batch)["imitation"] == 0.0
 
 
+def test_where_the_student_fails_by_hand(make_trainer):
+    """Shares that fail 1/2, 1, 0 and unknown. A right sample is weighed by the other: of prompt 0 one fails, mean 1/2.
+    The teacher is right in 1 of 1, 1 of 2 and 1 of 1, times these weights; a prompt that is not judged is no prompt."""
+    trainer = make_trainer()
+    sample = trainer.method.collect(trainer.train_dataset.prompts[:1], 0)[0].rollouts[0]
+
+    def judged(*outcomes):
+        return [replace(sample, prompt=prompt, correct=correct) for prompt, correct in outcomes]
+
+    student = judged((0, True), (0, False), (1, False), (1, False), (2, True), (2, True), (3, True), (3, None))
+    teacher = judged((0, True), (1, True), (1, False), (2, True), (3, True))
+    found = successes_where_failing({"student": student, "teacher": teacher, "both": judged((1, True), (2, None))})
+    assert found == {
+        "student": [(0.5, 0.5), (1.0, 0.0), (0.0, 0.0)],
+        "teacher": [(0.5, 0.5), (1.0, 0.5), (0.0, 0.0)],
+        "both": [(1.0, 1.0)],
+    }
+
+
+def test_where_the_student_fails_its_own_luck_has_no_part(make_trainer):
+    """Over all outcomes of three samples that succeed with probability .3 the weight is .7 and the success .7 x .3."""
+    trainer = make_trainer()
+    sample = trainer.method.collect(trainer.train_dataset.prompts[:1], 0)[0].rollouts[0]
+    weight = success = 0.0
+    for outcomes in itertools.product([True, False], repeat=3):
+        probability = math.prod(0.3 if correct else 0.7 for correct in outcomes)
+        samples = {"student": [replace(sample, correct=correct) for correct in outcomes], "teacher": [], "both": []}
+        [(w, s)] = successes_where_failing(samples)["student"]
+        weight, success = weight + probability * w, success + probability * s
+    assert (weight, success) == pytest.approx((0.7, 0.21))
+
+
+@pytest.mark.parametrize(("gate", "value"), [("handover", 0.0), ("failing_handover", 1.0)])
+def test_a_student_as_good_as_its_teacher_may_learn_where_it_fails(make_trainer, gate, value):
+    """The student solves two of four prompts; the teacher, and the student that goes on from its half, the others."""
+    right = set()
+
+    def reward(completions, **columns):
+        return [float(text in right) for text in completions]
+
+    trainer = make_trainer(rewards=reward, **{**GATED, "imitation_gate": gate})
+    prompts = trainer.train_dataset.prompts[:4]
+    rollouts = trainer.method.sample(prompts, {"student": 2, "teacher": 2}, 0)[0]
+    finished, _ = finish_teacher_samples(trainer.engine, prompts, rollouts, 0)
+    right |= {r.text for r in rollouts if (r.role == "student") == (r.prompt < 2)}
+    right |= {r.text for r in finished if r.prompt >= 2}
+    assert trainer.method.collect(prompts, 0)[0].totals["handover"] == value
+
+
+def test_only_the_first_samples_tell_where_the_student_fails(make_trainer):
+    """Who fails first gets fewer more. Of the student's 2 first samples of each prompt none is right and of its later
+    ones each: success 0, and the teacher's half does not help; with the later ones it would be above that."""
+    later = False
+
+    def reward(completions, **columns):
+        nonlocal later
+        scores, later = [float(later)] * len(completions), True
+        return scores
+
+    options = {**GATED, "imitation_gate": "failing_handover", "adaptive_generations": True, "num_generations": 4}
+    trainer = make_trainer(rewards=reward, **options)
+    trainer.method.collect(trainer.train_dataset.prompts[:4], 0)
+    assert trainer.method.handover.sums["student"] == 0.0
+    assert trainer.method.handover.counts["student"] == 4.0
+
+
+def test_one_sample_cannot_tell_where_the_student_fails(make_trainer):
+    with pytest.raises(ValueError, match="needs at least 2 that are drawn first, here 1; raise num_generations"):
+        make_trainer(**{**GATED, "imitation_gate": "failing_handover", "num_generations": 1})
+
+
 def test_a_checkpoint_keeps_it(make_trainer):
     trainer, other = make_trainer(**GATED), make_trainer(**GATED)
-    trainer.method.handover.observe({"student": [0.16], "teacher": [0.64], "both": [0.24]})
+    trainer.method.handover.observe({"student": [(1.0, 0.16)], "teacher": [(1.0, 0.64)], "both": [(1.0, 0.24)]})
     other.method.load_state_dict(trainer.method.state_dict())
     assert other.method.handover.value == pytest.approx(0.5)

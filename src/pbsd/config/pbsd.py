@@ -78,11 +78,12 @@ class PBSDConfig(TeacherSamplesConfig):
         "imitation: all prompts alike, or each weighed by the share of the student's other samples that fail, so that "
         "it leads where success is rare and leaves the rest to the other terms.",
     )
-    imitation_gate: Literal["none", "handover"] = option(
+    imitation_gate: Literal["none", "handover", "failing_handover"] = option(
         None,
         "imitation: handover multiplies its weight, and the teacher's share under adaptive_generations, by how much of "
         "the teacher's advantage is there when the student finishes what the teacher began (one sample per prompt and "
-        "step): little where the teacher knows the answer and not the way (pbsd.handover).",
+        "step): little where the teacher knows the answer and not the way (pbsd.handover). failing_handover measures "
+        "it where the student fails, as imitation_prompts='failing' weighs prompts.",
     )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(
@@ -146,6 +147,12 @@ class PBSDConfig(TeacherSamplesConfig):
                 "pairing='all', imitation_coef=0 and adaptive_generations=False"
             )
 
+        if self.measures_handover and self.imitation_gate == "failing_handover" and self.first_generations < 2:
+            raise ValueError(
+                "imitation_gate='failing_handover' weighs a student's sample by the others: it needs at least 2 that "
+                f"are drawn first, here {self.first_generations}; raise num_generations (to 3 under "
+                "adaptive_generations)"
+            )
         if self.adaptive_generations and not self.num_teacher_generations:
             raise ValueError("adaptive_generations shares samples out between student and teacher: raise K_T above 0")
         if (self.imitation_from == "union" or self.may_use("direct")) and not self.samples_policy:
@@ -182,8 +189,13 @@ class PBSDConfig(TeacherSamplesConfig):
         return self.reward_scale if points is None else min(value for _, value in points)
 
     @property
+    def first_generations(self) -> int:
+        """Samples of the student for each prompt that are drawn before anything is known of it."""
+        return -(-self.num_generations // 2) if self.adaptive_generations else self.num_generations
+
+    @property
     def measures_handover(self) -> bool:
-        return self.imitation_gate == "handover" and (self.may_use("imitation") or self.adaptive_generations)
+        return self.imitation_gate != "none" and (self.may_use("imitation") or self.adaptive_generations)
 
     @property
     def learns_from_teacher(self) -> bool:

@@ -19,7 +19,7 @@ from pbsd.config import PBSDConfig
 from pbsd.config.pbsd import PROJECTIONS
 from pbsd.distillation import teacher_distributions
 from pbsd.engine import Engine
-from pbsd.handover import Author, Handover, finish_teacher_samples, success_rates
+from pbsd.handover import Author, Handover, finish_teacher_samples, successes, successes_where_failing
 from pbsd.losses.divergence import kl_student_teacher
 from pbsd.losses.preference import group_log_variance_loss, preference_loss
 from pbsd.losses.projection import direct_loss, imitation_loss, mixture_log_ratio
@@ -84,7 +84,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         if not args.adaptive_generations:
             counts: dict[Role, int] = {"teacher": args.num_teacher_generations, "student": args.num_generations}
             return self.sample(prompts, {role: n for role, n in counts.items() if n}, step)
-        first = -(-args.num_generations // 2)
+        first = args.first_generations
         rest = args.num_generations + args.num_teacher_generations - first
 
         def second(rollouts: Sequence[Rollout]) -> dict[Role, list[int]]:
@@ -99,14 +99,21 @@ class PBSD(EngineMethod[PBSDConfig]):
     def _observe_handover(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int) -> Metrics:
         finished, tokens = finish_teacher_samples(self.engine, prompts, rollouts, step)
         by_role = dict(sampled_by_role(rollouts))
-        successes: dict[Author, list[float]] = {
-            "student": success_rates(by_role.get("student", [])),
-            "teacher": success_rates(by_role.get("teacher", [])),
-            "both": success_rates(finished),
+        samples: dict[Author, list[Rollout]] = {
+            "student": by_role.get("student", []),
+            "teacher": by_role.get("teacher", []),
+            "both": finished,
         }
-        self.handover.observe({author: self.engine.gather(own) for author, own in successes.items()})
+        if self.args.imitation_gate == "failing_handover":
+            # How many more a prompt gets depends on the first ones: only these are a fair sample.
+            owners = _members(samples["student"], len(prompts))
+            samples["student"] = [samples["student"][i] for own in owners for i in own[: self.args.first_generations]]
+            found = successes_where_failing(samples)
+        else:
+            found = successes(samples)
+        self.handover.observe({author: self.engine.gather(own) for author, own in found.items()})
         metrics = Metrics()
-        metrics.observe("teacher/handover_success", successes["both"])
+        metrics.observe("teacher/handover_success", [rate for _, rate in successes(samples)["both"]])
         metrics.observe("teacher/handover", [self.handover.value])
         metrics.count("tokens/handover", tokens)
         return metrics
