@@ -43,6 +43,8 @@ def make_table(findings: Findings) -> str:
     for methods in findings.method_sets:
         if cells := findings.comparable(methods):
             parts += _comparison(findings, methods, cells)
+    if findings.missing:
+        parts += _two_by_two(findings)
     parts += [*_cell_tables(findings), *_usage(findings), *_choices(findings)]
     return "\n\n".join(parts) + "\n"
 
@@ -106,6 +108,22 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
         parts.append([name, *texts])
     note = f"By task, world and scale: accuracy in %, and the lead of {first} in points."
     return [title, whole, note, _table(["", *methods], parts)]
+
+
+def _two_by_two(findings: Findings) -> list[str]:
+    """The first method and each other by themselves, while their runs are not yet those of a whole set."""
+    first, *others = findings.methods
+    rows = []
+    for method in others:
+        if cells := findings.comparable([first, method]):
+            own, leader = (100 * mean_accuracy(findings, cells, name).estimate for name in (method, first))
+            lead = _percent(paired_lead(findings, cells, first, method), signed=True)
+            runs = sum(map(len, cells.values()))
+            rows.append([method, str(len(cells)), str(runs), f"{own:.1f}", f"{leader:.1f}", lead])
+    if not rows:
+        return []
+    titles = ["method", "cells", "runs", "accuracy, %", f"{first} there, %", f"lead of {first} over it, points"]
+    return [f"## {first} and each other method, over the cells and seeds that both have finished", _table(titles, rows)]
 
 
 def parts_of(cells: Mapping[Cell, Sequence[int]]) -> dict[str, dict[Cell, Sequence[int]]]:
