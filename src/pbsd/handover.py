@@ -33,7 +33,7 @@ _ROUND = 2
 
 Author = Literal["student", "teacher", "both"]
 Success = tuple[float, float]
-"""Of a prompt: its weight, and its success rate times this weight."""
+"""Of a prompt: its weight, and the weighted mean of its samples that are correct (as 1)."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,8 @@ class Handover:
 
     @property
     def value(self) -> float:
-        """1 while nothing is known, or no sample of the student succeeds; 0 where the teacher is not better."""
+        """1 while nothing is known, or the student has not succeeded where it is looked at; 0 where the teacher is not
+        better."""
         if not all(self.counts.values()):
             return 1.0
         student, teacher, both = (self.sums[name] / self.counts[name] for name in get_args(Author))
@@ -81,17 +82,17 @@ def successes_where_failing(samples: Mapping[Author, Sequence[Rollout]]) -> dict
     others, which say nothing of its own luck; prompts with fewer than two of these are left out."""
     student = {prompt: own for prompt, own in _judged(samples["student"]).items() if len(own) > 1}
     failing = {prompt: own.count(False) / len(own) for prompt, own in student.items()}
-    found: dict[Author, list[Success]] = {
-        author: [
-            (failing[prompt], failing[prompt] * sum(own) / len(own))
-            for prompt, own in _judged(rollouts).items()
+
+    def weighed(author: Author) -> list[Success]:
+        # The student's: a mean over its n samples of (correct) x (share of the n - 1 others that fail)
+        itself = int(author == "student")
+        return [
+            (failing[prompt], failing[prompt] * sum(own) / (len(own) - itself))
+            for prompt, own in _judged(samples[author]).items()
             if prompt in failing
         ]
-        for author, rollouts in samples.items()
-    }
-    # The mean over n samples of (correct) x (share of the n - 1 others that fail)
-    found["student"] = [(failing[i], failing[i] * sum(own) / (len(own) - 1)) for i, own in student.items()]
-    return found
+
+    return {author: weighed(author) for author in samples}
 
 
 def _judged(rollouts: Sequence[Rollout]) -> dict[int, list[bool]]:

@@ -163,9 +163,14 @@ def test_where_the_student_fails_its_own_luck_has_no_part(make_trainer):
     assert (weight, success) == pytest.approx((0.7, 0.21))
 
 
-@pytest.mark.parametrize(("gate", "value"), [("handover", 0.0), ("failing_handover", 1.0)])
-def test_a_student_as_good_as_its_teacher_may_learn_where_it_fails(make_trainer, gate, value):
-    """The student solves two of four prompts; the teacher, and the student that goes on from its half, the others."""
+@pytest.mark.parametrize(
+    ("gate", "finishes", "value"),
+    # S = T = 1/2 over all prompts. Weighed by failures (0, 1/2, 1, 1/2): S = (0 + 1/2 + 0 + 1/2) / 2 = 1/2 and T = 3/4
+    # of samples, H is all or none of them.
+    [("handover", True, 0.0), ("failing_handover", True, 1.0), ("failing_handover", False, 0.0)],
+)
+def test_a_student_as_good_as_its_teacher_may_learn_where_it_fails(make_trainer, gate, finishes, value):
+    """The student solves prompt 0, half of 1 and 3, and not 2; the teacher 2, 3 and no other."""
     right = set()
 
     def reward(completions, **columns):
@@ -175,31 +180,36 @@ def test_a_student_as_good_as_its_teacher_may_learn_where_it_fails(make_trainer,
     prompts = trainer.train_dataset.prompts[:4]
     rollouts = trainer.method.sample(prompts, {"student": 2, "teacher": 2}, 0)[0]
     finished, _ = finish_teacher_samples(trainer.engine, prompts, rollouts, 0)
-    right |= {r.text for r in rollouts if (r.role == "student") == (r.prompt < 2)}
-    right |= {r.text for r in finished if r.prompt >= 2}
+    own = {i: [r.text for r in rollouts if r.role == "student" and r.prompt == i] for i in range(4)}
+    right |= {*own[0], own[1][0], own[3][0]} | {r.text for r in rollouts if r.role == "teacher" and r.prompt >= 2}
+    wrong = {own[1][1], *own[2], own[3][1]} | {r.text for r in rollouts if r.role == "teacher" and r.prompt < 2}
+    assert not right & wrong
+    right |= {r.text for r in finished} if finishes else set()
     assert trainer.method.collect(prompts, 0)[0].totals["handover"] == value
 
 
 def test_only_the_first_samples_tell_where_the_student_fails(make_trainer):
-    """Who fails first gets fewer more. Of the student's 2 first samples of each prompt none is right and of its later
-    ones each: success 0, and the teacher's half does not help; with the later ones it would be above that."""
+    """Who fails first gets fewer more. Of the student's 2 first samples of each prompt one is right, of its later ones
+    each: weight 1/2 and success 1/2 x 1, which the later ones would make 1/3 x 2/3 x 3/2 and the like."""
     later = False
 
     def reward(completions, **columns):
         nonlocal later
-        scores, later = [float(later)] * len(completions), True
+        scores, later = [1.0 if later else float(i % 2) for i in range(len(completions))], True
         return scores
 
     options = {**GATED, "imitation_gate": "failing_handover", "adaptive_generations": True, "num_generations": 4}
     trainer = make_trainer(rewards=reward, **options)
-    trainer.method.collect(trainer.train_dataset.prompts[:4], 0)
-    assert trainer.method.handover.sums["student"] == 0.0
-    assert trainer.method.handover.counts["student"] == 4.0
+    batch, _ = trainer.method.collect(trainer.train_dataset.prompts[:4], 0)
+    assert sum(r.role == "student" for r in batch.rollouts) > 8
+    assert trainer.method.handover.sums["student"] == 4 * 0.5
+    assert trainer.method.handover.counts["student"] == 4 * 0.5
 
 
-def test_one_sample_cannot_tell_where_the_student_fails(make_trainer):
+@pytest.mark.parametrize("options", [{"num_generations": 1}, {"num_generations": 2, "adaptive_generations": True}])
+def test_one_sample_cannot_tell_where_the_student_fails(make_trainer, options):
     with pytest.raises(ValueError, match="needs at least 2 that are drawn first, here 1; raise num_generations"):
-        make_trainer(**{**GATED, "imitation_gate": "failing_handover", "num_generations": 1})
+        make_trainer(**{**GATED, "imitation_gate": "failing_handover", **options})
 
 
 def test_a_checkpoint_keeps_it(make_trainer):

@@ -111,19 +111,32 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
 
 
 def _two_by_two(findings: Findings) -> list[str]:
-    """The first method and each other by themselves, while their runs are not yet those of a whole set."""
+    """The first method and each other by themselves, where they have more runs in common than a whole set has."""
     first, *others = findings.methods
+    shown = [(methods, findings.comparable(methods)) for methods in findings.method_sets]
     rows = []
     for method in others:
-        if cells := findings.comparable([first, method]):
+        cells = findings.comparable([first, method])
+        if cells and not any(method in methods and cells == own for methods, own in shown):
             own, leader = (100 * mean_accuracy(findings, cells, name).estimate for name in (method, first))
             lead = _percent(paired_lead(findings, cells, first, method), signed=True)
             runs = sum(map(len, cells.values()))
             rows.append([method, str(len(cells)), str(runs), f"{own:.1f}", f"{leader:.1f}", lead])
     if not rows:
         return []
-    titles = ["method", "cells", "runs", "accuracy, %", f"{first} there, %", f"lead of {first} over it, points"]
-    return [f"## {first} and each other method, over the cells and seeds that both have finished", _table(titles, rows)]
+    titles = [
+        "method",
+        "cells",
+        "pairs of runs",
+        "accuracy, %",
+        f"{first} there, %",
+        f"lead of {first} over it, points",
+    ]
+    return [
+        f"## {first} and each other method, over the cells and seeds that both have finished",
+        "Rows may be of different cells. A cell with one seed leaves a row without an interval.",
+        _table(titles, rows),
+    ]
 
 
 def parts_of(cells: Mapping[Cell, Sequence[int]]) -> dict[str, dict[Cell, Sequence[int]]]:

@@ -83,7 +83,7 @@ class PBSDConfig(TeacherSamplesConfig):
         "imitation: handover multiplies its weight, and the teacher's share under adaptive_generations, by how much of "
         "the teacher's advantage is there when the student finishes what the teacher began (one sample per prompt and "
         "step): little where the teacher knows the answer and not the way (pbsd.handover). failing_handover measures "
-        "it where the student fails, as imitation_prompts='failing' weighs prompts.",
+        "it where the student's first samples fail, for imitation_prompts='failing'.",
     )
     reward_max: float = option(1.0, "Largest reward there can be; read by imitation_weights='exact'.")
     direct_coef: float = option(

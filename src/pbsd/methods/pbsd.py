@@ -113,7 +113,7 @@ class PBSD(EngineMethod[PBSDConfig]):
             found = successes(samples)
         self.handover.observe({author: self.engine.gather(own) for author, own in found.items()})
         metrics = Metrics()
-        metrics.observe("teacher/handover_success", [rate for _, rate in successes(samples)["both"]])
+        metrics.observe("teacher/handover_success", [rate for _, rate in successes({"both": finished})["both"]])
         metrics.observe("teacher/handover", [self.handover.value])
         metrics.count("tokens/handover", tokens)
         return metrics
