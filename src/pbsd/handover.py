@@ -19,6 +19,7 @@ averaged with the share of the student's samples that fail as the prompt's weigh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -77,10 +78,18 @@ def successes(samples: Mapping[Author, Sequence[Rollout]]) -> dict[Author, list[
     }
 
 
-def successes_where_failing(samples: Mapping[Author, Sequence[Rollout]]) -> dict[Author, list[Success]]:
+def successes_where_failing(samples: Mapping[Author, Sequence[Rollout]], first: int) -> dict[Author, list[Success]]:
     """The same, a prompt weighed by the share of the student's samples that fail. A student's sample is weighed by the
-    others, which say nothing of its own luck; prompts with fewer than two of these are left out."""
-    student = {prompt: own for prompt, own in _judged(samples["student"]).items() if len(own) > 1}
+    others, which say nothing of its own luck; prompts with fewer than two of these are left out. Of the student's only
+    the `first` of a prompt count: how many more it gets depends on these."""
+    drawn: Counter[int] = Counter()
+    early = []
+    for rollout in samples["student"]:
+        drawn[rollout.prompt] += 1
+        if drawn[rollout.prompt] <= first:
+            early.append(rollout)
+    samples = {**samples, "student": early}
+    student = {prompt: own for prompt, own in _judged(early).items() if len(own) > 1}
     failing = {prompt: own.count(False) / len(own) for prompt, own in student.items()}
 
     def weighed(author: Author) -> list[Success]:

@@ -142,7 +142,7 @@ def test_where_the_student_fails_by_hand(make_trainer):
 
     student = judged((0, True), (0, False), (1, False), (1, False), (2, True), (2, True), (3, True), (3, None))
     teacher = judged((0, True), (1, True), (1, False), (2, True), (3, True))
-    found = successes_where_failing({"student": student, "teacher": teacher, "both": judged((1, True), (2, None))})
+    found = successes_where_failing({"student": student, "teacher": teacher, "both": judged((1, True), (2, None))}, 2)
     assert found == {
         "student": [(0.5, 0.5), (1.0, 0.0), (0.0, 0.0)],
         "teacher": [(0.5, 0.5), (1.0, 0.5), (0.0, 0.0)],
@@ -158,7 +158,7 @@ def test_where_the_student_fails_its_own_luck_has_no_part(make_trainer):
     for outcomes in itertools.product([True, False], repeat=3):
         probability = math.prod(0.3 if correct else 0.7 for correct in outcomes)
         samples = {"student": [replace(sample, correct=correct) for correct in outcomes], "teacher": [], "both": []}
-        [(w, s)] = successes_where_failing(samples)["student"]
+        [(w, s)] = successes_where_failing(samples, 3)["student"]
         weight, success = weight + probability * w, success + probability * s
     assert (weight, success) == pytest.approx((0.7, 0.21))
 

@@ -188,6 +188,7 @@ def test_with_runs_missing_each_method_meets_the_first_where_both_are(written):
     text = make_table(read_findings(written({key: v for key, v in CORRECT.items() if key not in left_out})))
     rows = rows_of(text, "## a and each other method")
     assert rows == {"c": ["1", "1", "100.0", "50.0", "-50.0"]}
+    assert rows_of(text, "The lead of a by cell") == {"c": ["-50.0", ""]}
     assert "each other method" not in make_table(read_findings(written()))
 
 

@@ -114,7 +114,7 @@ def _two_by_two(findings: Findings) -> list[str]:
     """The first method and each other by themselves, where they have more runs in common than a whole set has."""
     first, *others = findings.methods
     shown = [(methods, findings.comparable(methods)) for methods in findings.method_sets]
-    rows = []
+    rows, by_cell = [], []
     for method in others:
         cells = findings.comparable([first, method])
         if cells and not any(method in methods and cells == own for methods, own in shown):
@@ -122,6 +122,10 @@ def _two_by_two(findings: Findings) -> list[str]:
             lead = _percent(paired_lead(findings, cells, first, method), signed=True)
             runs = sum(map(len, cells.values()))
             rows.append([method, str(len(cells)), str(runs), f"{own:.1f}", f"{leader:.1f}", lead])
+            parts = {cell: paired_lead(findings, {cell: seeds}, first, method) for cell, seeds in cells.items()}
+            by_cell.append(
+                [method, *(f"{100 * parts[cell].estimate:+.1f}" if cell in parts else "" for cell in findings.cells)]
+            )
     if not rows:
         return []
     titles = [
@@ -136,6 +140,8 @@ def _two_by_two(findings: Findings) -> list[str]:
         f"## {first} and each other method, over the cells and seeds that both have finished",
         "Rows may be of different cells. A cell with one seed leaves a row without an interval.",
         _table(titles, rows),
+        f"The lead of {first} by cell, points.",
+        _table(["method", *map(_cell, findings.cells)], by_cell),
     ]
 
 

@@ -104,13 +104,8 @@ class PBSD(EngineMethod[PBSDConfig]):
             "teacher": by_role.get("teacher", []),
             "both": finished,
         }
-        if self.args.imitation_gate == "failing_handover":
-            # How many more a prompt gets depends on the first ones: only these are a fair sample.
-            owners = _members(samples["student"], len(prompts))
-            samples["student"] = [samples["student"][i] for own in owners for i in own[: self.args.first_generations]]
-            found = successes_where_failing(samples)
-        else:
-            found = successes(samples)
+        is_weighed = self.args.imitation_gate == "failing_handover"
+        found = successes_where_failing(samples, self.args.first_generations) if is_weighed else successes(samples)
         self.handover.observe({author: self.engine.gather(own) for author, own in found.items()})
         metrics = Metrics()
         metrics.observe("teacher/handover_success", [rate for _, rate in successes({"both": finished})["both"]])
