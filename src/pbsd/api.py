@@ -282,7 +282,7 @@ def make_teacher(
     return Teacher(
         args.teacher_kind,
         student,
-        external=load_external_teacher(args, tokenizer) if args.teacher_model else None,
+        external=load_external_teacher(args, tokenizer, student) if args.teacher_model else None,
         adapter_is_new=adapter_is_new,
         ema_decay=args.ema_decay,
         refresh_steps=args.teacher_refresh_steps,
@@ -292,8 +292,12 @@ def make_teacher(
     )
 
 
-def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The external teacher's model. Raises ValueError unless its tokenizer gives the student's ids."""
+def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBase, student: Any) -> nn.Module:
+    """The external teacher's model. Raises ValueError unless its tokenizer gives the student's ids.
+
+    Models of a family often pad one vocabulary to different sizes: the ids of a teacher's padding, which the student
+    does not have and no tokenizer gives, are cut off.
+    """
     assert args.teacher_model is not None
     other = load_tokenizer(args.teacher_model, args)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
@@ -304,7 +308,17 @@ def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBas
             f"{len(ours)}; {len(different)} differ, e.g. {different[0]!r}): log-probabilities of the same ids "
             "could not be compared. Choose a teacher of the student's model family"
         )
-    return load_model(args.teacher_model, args)
+    teacher = load_model(args.teacher_model, args)
+    student_ids, teacher_ids = (model.get_input_embeddings().num_embeddings for model in (student, teacher))
+    if teacher_ids < student_ids:
+        raise ValueError(
+            f"teacher_model {args.teacher_model!r} has {teacher_ids} embeddings and the student {student_ids} for "
+            f"{len(ours)} tokens: the student could sample ids that the teacher has not. Cut the student's padding "
+            f"once, with model.resize_token_embeddings({teacher_ids}) and save_pretrained"
+        )
+    if teacher_ids > student_ids:
+        teacher.resize_token_embeddings(student_ids)
+    return teacher
 
 
 def _add_adapter(model: Any, peft_config: Any) -> Any:

@@ -10,6 +10,7 @@ from conftest import ROWS, SMALL, tiny_model
 from peft import LoraConfig
 
 import pbsd
+from pbsd.api import load_external_teacher
 from pbsd.cli import main
 from pbsd.methods import METHODS
 
@@ -105,6 +106,32 @@ def test_external_teachers(make_method, method, tokenizer, tmp_path):
     before = weights(trainer).clone()
     trainer.train()
     assert not torch.equal(weights(trainer), before)
+
+
+@pytest.mark.parametrize("method", ["pbsd", "opsd"])
+def test_an_external_teacher_with_more_padding(make_method, method, tokenizer, tmp_path):
+    """Padding that the student has not plays no part: a teacher that prefers its own padding to every word learns the
+    student the same as without it. With less padding than the student's it is refused."""
+    options = {"teacher": "external", "max_steps": 1}
+    after = []
+    for name, padding in (("plain", 0), ("padded", 28)):
+        other = tiny_model(tokenizer, seed=5)
+        if padding:
+            used = other.get_input_embeddings().num_embeddings
+            other.resize_token_embeddings(used + padding, mean_resizing=False)
+            with torch.no_grad():
+                other.get_output_embeddings().weight[used:] = 3.0 * other.get_output_embeddings().weight[:padding]
+        other.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        trainer = make_method(method, teacher_model=str(tmp_path / name), **options)
+        trainer.train()
+        after.append(weights(trainer))
+    torch.testing.assert_close(after[1], after[0])
+    padded_student = tiny_model(tokenizer)
+    padded_student.resize_token_embeddings(len(tokenizer) + 28, mean_resizing=False)
+    trainer.args.teacher_model = str(tmp_path / "plain")
+    with pytest.raises(ValueError, match="the student could sample ids that the teacher has not. Cut the student's"):
+        load_external_teacher(trainer.args, tokenizer, padded_student)
 
 
 @pytest.mark.parametrize("method", ["opsd", "sdpo", "grpo"])
