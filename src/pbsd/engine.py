@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
 from pbsd.config import RolloutConfig
-from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, prompt_means, sampled_by_role
 from pbsd.render import Renderer
 from pbsd.rewards.text import opened_thought
 from pbsd.rollouts import Sample, Sampler, SampleRequest, SamplingParams
@@ -187,13 +187,17 @@ def group_by_prompt(
     return groups, [index for _, indices in sorted(members.items()) for index in indices]
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], outcomes: Mapping[str, int]) -> Metrics:
-    """Rewards, lengths, truncation and outcomes by role: what any method logs of its samples."""
+def rollout_metrics(
+    rollouts: Sequence[Rollout], outcomes: Mapping[str, int], watched: Sequence[Rollout] | None = None
+) -> Metrics:
+    """Rewards, lengths, truncation and outcomes by role: what any method logs of its samples. Means are over prompts,
+    of the `watched` samples (default: all), whose number says nothing of how they turned out; counts are of all."""
     metrics = Metrics()
+    for role, own in sampled_by_role(rollouts if watched is None else watched):
+        metrics.observe(f"reward/{role}", prompt_means(own, lambda r: r.reward).values())
+        metrics.observe(f"tokens/{role}_length", prompt_means(own, lambda r: len(r.completion_ids)).values())
+        metrics.observe(f"tokens/{role}_truncated", prompt_means(own, lambda r: not r.finished).values())
     for role, own in sampled_by_role(rollouts):
-        metrics.observe(f"reward/{role}", (rollout.reward for rollout in own if rollout.reward is not None))
-        metrics.observe(f"tokens/{role}_length", (len(rollout.completion_ids) for rollout in own))
-        metrics.observe(f"tokens/{role}_truncated", (not rollout.finished for rollout in own))
         metrics.count(f"tokens/{role}", sum(len(rollout.completion_ids) for rollout in own))
     metrics.count("reward/unjudged", sum(rollout.reward is None for rollout in rollouts))
     for outcome, amount in outcomes.items():

@@ -8,7 +8,7 @@ L prompt and completion tokens, V vocabulary. Log-probabilities are natural and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -93,6 +93,15 @@ def sampled_by_role(rollouts: Sequence[Rollout]) -> Iterator[tuple[Role, list[Ro
     for role in roles:
         if own := [rollout for rollout in rollouts if rollout.role == role]:
             yield role, own
+
+
+def prompt_means(rollouts: Iterable[Rollout], value: Callable[[Rollout], float | None]) -> dict[int, float]:
+    """By prompt the mean over its rollouts of a value; None and NaN are left out."""
+    values: dict[int, list[float]] = {}
+    for rollout in rollouts:
+        if (found := value(rollout)) is not None and not math.isnan(found):
+            values.setdefault(rollout.prompt, []).append(found)
+    return {prompt: math.fsum(own) / len(own) for prompt, own in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

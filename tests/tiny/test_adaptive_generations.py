@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from pbsd.methods.pbsd import _teacher_share
 
 
@@ -71,3 +73,38 @@ def test_share_by_hand(make_trainer):
     assert _teacher_share(first(False, False), 6, 1.0) == 6
     assert _teacher_share(first(False, False), 6, 0.5) == 3
     assert _teacher_share(first(False, False), 6, 0.0) == 1
+
+
+def test_metrics_do_not_depend_on_how_the_samples_were_shared_out(make_trainer):
+    """One of four prompts is always solved, whoever writes: both roles have 1/4, though of all samples 7 of the
+    student's 16 and 1 of the teacher's 16 are right."""
+    trainer = make_trainer(
+        rewards=grader(1), num_generations=5, num_teacher_generations=3, adaptive_generations=True, pairing="all"
+    )
+    _, batch, metrics = counts(trainer)
+    assert Counter(r.role for r in batch.rollouts) == {"student": 16, "teacher": 16}
+    assert Counter(r.role for r in batch.rollouts if r.correct) == {"student": 7, "teacher": 1}
+    assert (metrics["reward/student"], metrics["reward/teacher"]) == (0.25, 0.25)
+    lengths = [len(r.completion_ids) for r in batch.rollouts[:12]]  # the student's first ones: three per prompt
+    assert {r.role for r in batch.rollouts[:12]} == {"student"}
+    assert metrics["tokens/student_length"] == pytest.approx(sum(lengths) / 12)
+
+
+def test_a_refresh_asks_both_for_the_same_samples(make_trainer):
+    """Equal weights write the same completions for each prompt, so a refresh measured under context has no lead; and of
+    the student the refresh rule sees the first samples alone."""
+    options = {
+        "rewards": lambda completions, **_: [float(sum(map(ord, text)) % 7) for text in completions],
+        "num_generations": 5, "num_teacher_generations": 3, "adaptive_generations": True, "pairing": "all",
+        "teacher": "refreshed", "teacher_refresh_steps": 1, "teacher_refresh_margin": 0.0,
+    }  # fmt: skip
+    trainer = make_trainer(**options, teacher_refresh_measure="context")
+    _, batch, metrics = counts(trainer)
+    assert len(set(Counter(r.prompt for r in batch.rollouts if r.role == "teacher").values())) > 1
+    assert trainer.method.teacher.quality.lead == 0.0
+    assert metrics["tokens/refreshed_teacher"] == metrics["tokens/teacher"]
+    trainer = make_trainer(**options)
+    _, batch, _ = counts(trainer)
+    quality = trainer.method.teacher.quality
+    assert quality.challenger_count == 4
+    assert quality.challenger_sum == pytest.approx(sum(r.reward for r in batch.rollouts[:12]) / 3)

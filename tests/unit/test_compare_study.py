@@ -294,3 +294,21 @@ def test_the_studies_beside_it_are_its_own_runs_but_for_what_they_ask(name, tmp_
     assert not used & {unit.seed for unit in study.units()}
     packaged = dataclasses.replace(study, models={"0.2m": "lab/arithmetic-0.2m"})
     assert len(resolved_options(final_runs(packaged, {}))) == len(study.units())
+
+
+def test_the_largest_scale_is_studied_as_the_others_but_for_pbsd_s_trials():
+    """PBSD tries the rates that the others try; everything else is the strength study's."""
+    strength, largest = (
+        yaml.safe_load((STRENGTH.parents[1] / n / "study.yaml").read_text()) for n in ("strength", "strength_4m")
+    )
+    for key in largest.keys() - {"methods", "tuning", "cells"}:
+        assert largest[key] == strength[key], key
+    assert strength["tuning"].items() >= largest["tuning"].items()
+    rates = sorted(strength["methods"]["opsd"]["tune"]["learning_rate"])
+    for name, spec in largest["methods"].items():
+        assert form(spec) == form(strength["methods"][name]), name
+        assert sorted(spec["tune"]["learning_rate"]) == rates, name
+    study = load_study(STRENGTH.parents[1] / "strength_4m" / "study.yaml")
+    assert {unit.cell.scale for unit in study.units()} == {"4m"}
+    packaged = dataclasses.replace(study, models={"4m": "lab/arithmetic-0.2m"})
+    assert len(resolved_options(final_runs(packaged, {}))) == len(study.units())

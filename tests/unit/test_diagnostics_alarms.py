@@ -91,6 +91,10 @@ CASES = {
         {"teacher/kl_teacher_student": noisy(20, 30) + noisy(65, 30)},
         {"teacher/kl_teacher_student": noisy(20, 30) + noisy(55, 30)},
     ),
+    "token_kl_blow_up": (
+        {"teacher/token_kl": noisy(0.2, 30) + noisy(0.65, 30)},
+        {"teacher/token_kl": noisy(0.2, 30) + noisy(0.55, 30)},
+    ),
     "gradient_spikes": (
         {"grad_norm": [1.0] * 35 + [10.1] * 3 + [1.0] * 20},
         {"grad_norm": [1.0] * 35 + [9.9] * 3 + [1.0] * 20},
@@ -191,6 +195,11 @@ def test_kl_may_grow_as_far_as_the_target_lies_from_the_teacher():
     assert alarms_of({"teacher/kl_teacher_student": noisy(0.1, 30) + noisy(11, 30)})
 
 
+def test_multiples_of_almost_no_token_kl_are_quiet():
+    assert not alarms_of({"teacher/token_kl": noisy(0.01, 30) + noisy(0.2, 30)})
+    assert alarms_of({"teacher/token_kl": noisy(0.01, 30) + noisy(0.22, 30)})
+
+
 def test_completions_cut_from_the_start_are_not_a_change():
     assert not alarms_of({"tokens/student_truncated": noisy(0.4, 30) + noisy(0.6, 30)}, "truncation")
 
@@ -245,6 +254,7 @@ def healthy(rng, step, steps):
         "pairs/margin": rng.gauss(-0.5 + done, 0.4),
         "teacher/log_ratio_chosen": rng.gauss(-6 + 2 * done, 3.0),
         "teacher/kl_teacher_student": rng.gauss(6 - 2 * done, 3.0),
+        "teacher/token_kl": 0.1 * (1 - 0.4 * done) * rng.lognormvariate(0, 0.3),
         "grad_norm": rng.lognormvariate(0, 0.6),
     }
 

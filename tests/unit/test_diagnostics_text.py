@@ -113,7 +113,7 @@ def test_metrics_of_samples_by_hand():
     assert summary == pytest.approx(
         {
             "health/teacher_entropy_sampled": (2.0 + 3.0) / 2,
-            "health/student_entropy_sampled": (4.0 + 1.5 + 0.5) / 3,
+            "health/student_entropy_sampled": ((4.0 + 1.5) / 2 + 0.5) / 2,
             "health/teacher_hedging": 0.0,
             "health/student_hedging": (100.0 + 0.0) / 2,
             "health/teacher_leakage": 0.5,

@@ -249,7 +249,7 @@ class TeacherConfig(RolloutConfig):
     teacher_refresh_measure: RefreshMeasure = option(
         "student",
         "Challenger of the margin. student: its samples since the last check; context: the refreshed teacher's, under "
-        "its prompts, as many for each as the teacher wrote for any, in the step of the check (counted as generated).",
+        "its prompts, as many as the teacher wrote, in the step of the check (counted as generated).",
     )
     teacher_refresh_blend: float = option(1.0, "refreshed: weight of the student in the new teacher; 1 copies it.")
     context: ContextArm = option(

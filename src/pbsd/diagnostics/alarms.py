@@ -24,6 +24,9 @@ SPIKES = 3
 KL_FLOOR = 10.0
 """Growth of KL(T || pi) in nats that learning the target can need: KL(T || P*) = log E_T[exp(r')] - E_T[r'] is at most
 the range of the tilt r' = reward_scale r / beta, 10 for a reward in [0, 1] at the default beta."""
+TOKEN_KL_FLOOR = 0.2
+"""The same in nats per token, where a method lowers KL(T || pi) itself: any lasting growth then goes the wrong way, and
+this only keeps multiples of almost nothing quiet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ SERIES: dict[str, tuple[str, ...]] = {
     "chosen": ("teacher/log_ratio_chosen", "reference/log_ratio_chosen"),
     "margin": ("pairs/margin",),
     "kl": ("teacher/kl_teacher_student",),
+    "token_kl": ("teacher/token_kl",),
     "gradient": ("grad_norm",),
 }
 """Name -> the metric it reads, the first that is logged. A metric that a method lacks keeps its rules silent."""
@@ -216,12 +220,20 @@ def _likelihood_displacement(series: Mapping[str, Series], threshold: float) -> 
 
 
 def _kl_blow_up(series: Mapping[str, Series], threshold: float) -> str | None:
-    kl, start = series["kl"].now, series["kl"].start
+    return _kl_growth(series["kl"], threshold, KL_FLOOR, "completion")
+
+
+def _token_kl_blow_up(series: Mapping[str, Series], threshold: float) -> str | None:
+    return _kl_growth(series["token_kl"], threshold, TOKEN_KL_FLOOR, "token")
+
+
+def _kl_growth(series: Series, threshold: float, floor: float, unit: str) -> str | None:
+    kl, start = series.now, series.start
     if start is None or not kl.above(start):
         return None
-    if kl.mean - start.mean <= max((threshold - 1) * abs(start.mean), KL_FLOOR):
+    if kl.mean - start.mean <= max((threshold - 1) * abs(start.mean), floor):
         return None
-    return f"KL(teacher || student) is {kl.mean:.3g} nats per completion, at the start {start.mean:.3g}"
+    return f"KL(teacher || student) is {kl.mean:.3g} nats per {unit}, at the start {start.mean:.3g}"
 
 
 def _gradient_spikes(series: Mapping[str, Series], threshold: float) -> str | None:
@@ -289,6 +301,15 @@ RULES: dict[str, Rule] = {
         ("kl",),
         _kl_blow_up,
         "The student leaves the teacher's support: raise beta, add imitation_coef or nll_coef, or lower learning_rate",
+    ),
+    "token_kl_blow_up": Rule(
+        3.0,
+        "KL(teacher || student) at the student's tokens, which the method lowers, is more than {} times what it was at "
+        f"the start, and {TOKEN_KL_FLOOR:g} nats per token more",
+        ("token_kl",),
+        _token_kl_blow_up,
+        "The student runs from its teacher: lower learning_rate; with a moving teacher, teacher: initial or a slower "
+        "ema_decay",
     ),
     "gradient_spikes": Rule(
         10.0,
@@ -377,7 +398,7 @@ class AlarmMonitor:
             raise ValueError(
                 f"the checkpoint's alarm_window is {state['window']}, this run's is {self.window}: keep it"
             )
-        self.silent_for = dict(state["silent_for"])
+        self.silent_for |= state["silent_for"]
         for name, saved in state["series"].items():
             one = Series(self.window)
             one.values.extend(saved["values"])

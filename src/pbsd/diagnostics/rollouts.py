@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pbsd.diagnostics.text import context_overlap, hedging_rate, leaks
-from pbsd.records import Metrics, Prompt, Rollout, sampled_by_role
+from pbsd.records import Metrics, Prompt, Rollout, prompt_means, sampled_by_role
 
 
 def sample_metrics(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], phrases: Sequence[str] = ()) -> Metrics:
@@ -20,30 +20,30 @@ def sample_metrics(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], phras
     - `health/{role}_context_overlap`: see `text.context_overlap`; only where the teacher's prompts show a context.
     - `tokens/length_gap`: a prompt's mean length of the teacher's samples less that of the student's, in tokens.
 
-    The student never sees the context: its leakage and overlap are the base rates of the teacher's, and when they rise
-    it is learning to cite.
+    Means are over prompts, of each prompt's mean. The student never sees the context: its leakage and overlap are the
+    base rates of the teacher's, and when they rise it is learning to cite.
     """
     metrics = Metrics()
     lengths = {}
     for role, own in sampled_by_role(rollouts):
-        lengths[role] = _mean_lengths(own)
-        surprise = (-math.fsum(r.sampler_logprobs) / len(r.sampler_logprobs) for r in own)
-        metrics.observe(f"health/{role}_entropy_sampled", surprise)
-        metrics.observe(f"health/{role}_hedging", _defined(hedging_rate(rollout.text) for rollout in own))
-        metrics.observe(f"health/{role}_leakage", (leaks(rollout.text, phrases) for rollout in own))
+        lengths[role] = prompt_means(own, lambda r: len(r.completion_ids))
+        kinds: dict[str, Callable[[Rollout], float | None]] = {
+            "entropy_sampled": lambda r: -math.fsum(r.sampler_logprobs) / len(r.sampler_logprobs),
+            "hedging": lambda r: hedging_rate(r.text),
+            "leakage": lambda r: leaks(r.text, phrases),
+        }
         if any(prompt.context is not None for prompt in prompts):
-            metrics.observe(f"health/{role}_context_overlap", _defined(_overlaps(prompts, own)))
+            kinds["context_overlap"] = lambda r: _overlap(prompts[r.prompt], r)
+        for name, value in kinds.items():
+            metrics.observe(f"health/{role}_{name}", prompt_means(own, value).values())
     if len(lengths) == 2:
         student, teacher = lengths["student"], lengths["teacher"]
         metrics.observe("tokens/length_gap", (teacher[prompt] - student[prompt] for prompt in teacher))
     return metrics
 
 
-def _overlaps(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Iterable[float]:
-    for rollout in rollouts:
-        prompt = prompts[rollout.prompt]
-        if prompt.context is not None:
-            yield context_overlap(rollout.text, prompt.context, _text(prompt.prompt))
+def _overlap(prompt: Prompt, rollout: Rollout) -> float | None:
+    return None if prompt.context is None else context_overlap(rollout.text, prompt.context, _text(prompt.prompt))
 
 
 def _text(prompt: Any) -> str:
@@ -55,15 +55,3 @@ def _text(prompt: Any) -> str:
         content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         for content in contents
     )
-
-
-def _mean_lengths(rollouts: Sequence[Rollout]) -> dict[int, float]:
-    """By prompt."""
-    lengths: dict[int, list[int]] = {}
-    for rollout in rollouts:
-        lengths.setdefault(rollout.prompt, []).append(len(rollout.completion_ids))
-    return {prompt: sum(own) / len(own) for prompt, own in lengths.items()}
-
-
-def _defined(values: Iterable[float]) -> Iterable[float]:
-    return (value for value in values if not math.isnan(value))

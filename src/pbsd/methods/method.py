@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pbsd.config import RolloutConfig
 from pbsd.diagnostics.rollouts import sample_metrics
 from pbsd.engine import Engine, rollout_metrics
-from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, sampled_by_role
+from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, prompt_means, sampled_by_role
 
 Config = TypeVar("Config", bound=RolloutConfig)
 _SECOND_ROUND = 1
@@ -60,15 +59,21 @@ class EngineMethod(Generic[Config]):
         then: Callable[[Sequence[Rollout]], Mapping[Role, Sequence[int]]] | None = None,
     ) -> tuple[list[Rollout], Metrics]:
         """Fresh graded samples of the roles, and their metrics; a teacher's refresh rule sees the rewards. `then` says
-        of these how many more each role is to write for each prompt."""
-        key = (self.args.seed, step)
+        of these how many more each role is to write for each prompt; metrics and the rule then pass over what a role
+        of `counts` writes more, since how much that is depends on how its first samples turned out."""
+        key: tuple[int, ...] = (self.args.seed, step)
         rollouts, outcomes = self._draw(prompts, counts, key)
+        watched = rollouts
+        teacher_key = key
         if then is not None:
-            more, more_outcomes = self._draw(prompts, then(rollouts), (*key, _SECOND_ROUND))
+            second_key = (*key, _SECOND_ROUND)
+            more, more_outcomes = self._draw(prompts, then(rollouts), second_key)
+            watched = rollouts + [rollout for rollout in more if rollout.role not in counts]
             rollouts, outcomes = rollouts + more, Counter(outcomes) + Counter(more_outcomes)
-        metrics = rollout_metrics(rollouts, outcomes)
-        metrics.merge(sample_metrics(prompts, rollouts, self.args.leakage_phrases or []))
-        metrics.merge(self._observe_refresh(prompts, rollouts, step))
+            teacher_key = key if "teacher" in counts else second_key
+        metrics = rollout_metrics(rollouts, outcomes, watched)
+        metrics.merge(sample_metrics(prompts, watched, self.args.leakage_phrases or []))
+        metrics.merge(self._observe_refresh(prompts, watched, step, teacher_key))
         return rollouts, metrics
 
     def _draw(
@@ -79,7 +84,9 @@ class EngineMethod(Generic[Config]):
         rollouts, scores = self.engine.grade(prompts, rollouts)
         return rollouts, scores.outcomes
 
-    def _observe_refresh(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int) -> Metrics:
+    def _observe_refresh(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int, teacher_key: tuple[int, ...]
+    ) -> Metrics:
         """Tell the teacher's refresh rule the rewards that it waits for, a mean per prompt."""
         metrics = Metrics()
         teacher = self.teacher
@@ -87,10 +94,11 @@ class EngineMethod(Generic[Config]):
             return metrics
         rewards = {role: _mean_rewards(own) for role, own in sampled_by_role(rollouts)}
         if challenger == "context":
-            number = max(Counter(r.prompt for r in rollouts if r.role == "teacher").values())
+            written = Counter(rollout.prompt for rollout in rollouts if rollout.role == "teacher")
+            numbers = [written[index] for index in range(len(prompts))]
             with teacher.as_refreshed():
-                # The teacher's own random numbers: equal weights give equal rewards.
-                candidates, _ = self._draw(prompts, {"teacher": number}, (self.args.seed, step))
+                # As many as the teacher wrote, by its own random numbers: equal weights give equal rewards.
+                candidates, _ = self._draw(prompts, {"teacher": numbers}, teacher_key)
             rewards["student"] = _mean_rewards(candidates)
             metrics.observe("reward/refreshed_teacher", rewards["student"])
             metrics.count("tokens/refreshed_teacher", sum(len(rollout.completion_ids) for rollout in candidates))
@@ -111,8 +119,4 @@ class EngineMethod(Generic[Config]):
 
 def _mean_rewards(rollouts: Sequence[Rollout]) -> list[float]:
     """Of every prompt that has a judged one."""
-    rewards: dict[int, list[float]] = {}
-    for rollout in rollouts:
-        if rollout.reward is not None:
-            rewards.setdefault(rollout.prompt, []).append(rollout.reward)
-    return [math.fsum(own) / len(own) for own in rewards.values()]
+    return [*prompt_means(rollouts, lambda rollout: rollout.reward).values()]
