@@ -139,7 +139,7 @@ def test_no_stop_token_anywhere(config, tokenizer):
         PBSDTrainer(model, config(), ROWS, None, contains_answer, tokenizer)
 
 
-def test_external_teacher_of_another_vocabulary(make_trainer, tokenizer, tmp_path):
+def test_external_teacher_of_another_vocabulary(config, tokenizer, tmp_path):
     tiny_model(tokenizer).save_pretrained(tmp_path / "other")
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(tmp_path / "other")
@@ -148,7 +148,7 @@ def test_external_teacher_of_another_vocabulary(make_trainer, tokenizer, tmp_pat
     with pytest.raises(ValueError, match="another vocabulary .*Choose a teacher of the student's model family"):
         PBSDTrainer(
             tiny_model(build_tokenizer()),
-            make_trainer(teacher="external", teacher_model=str(tmp_path / "other")).args,
+            config(teacher="external", teacher_model=str(tmp_path / "other")),
             ROWS, None, contains_answer, build_tokenizer(),
         )  # fmt: skip
 

@@ -23,8 +23,8 @@ def thirds(completions, **columns):
 def make(make_trainer):
     def make(**options):
         trainer = make_trainer(
-            rewards=thirds, num_generations=3, num_teacher_generations=2, beta=BETA, reward_scale=SCALE,
-            **{"loss_type": "bradley_terry", "pairing": "all", **options},
+            rewards=thirds, num_generations=3, num_teacher_generations=2, beta=BETA,
+            **{"reward_scale": SCALE, "loss_type": "bradley_terry", "pairing": "all", **options},
         )  # fmt: skip
         with torch.no_grad():
             for parameter in trainer.model.parameters():
@@ -167,7 +167,8 @@ def chunks(request, monkeypatch):
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("projection", ["preference", "nll", "group", "imitation", "direct"])
 def test_each_alone_by_definition(make, projection):
-    trainer = make(**{**OFF, f"{projection}_coef": 1.0})
+    unread = {"reward_scale": 1.0} if projection == "nll" else {}
+    trainer = make(**{**OFF, **unread, f"{projection}_coef": 1.0})
     batch = collected(trainer)
     assert sum(rollout.reward is None for rollout in batch.rollouts) == 1
     assert batch.pairs
@@ -367,6 +368,12 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
             "has no bound",
         ),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
+        ({"preset": "mixed", "num_generations": 1}, "weighs a student's sample by the others of its prompt"),
+        ({"reward_scale": 2.0}, "reward_scale has no effect under this objective (preference (logistic loss"),
+        ({"coef_schedule": {"reward_scale": [[0, 1.0], [9, 2.0]]}}, "reward_scale has no effect"),
+        ({"preset": "mixed", "label_smoothing": 0.1}, "label_smoothing has no effect under this objective (imit"),
+        ({"reward_max": 2.0}, "reward_max has no effect"),
+        ({"direct_kl_gradient": "pathwise"}, "direct_kl_gradient has no effect"),
         ({"coef_schedule": {"beta": [[0, 1]]}}, "'beta' cannot be scheduled"),
         ({"coef_schedule": {"group_coef": [[5, 1.0], [0, 0.0]]}}, "in the order of steps"),
         ({"coef_schedule": {"group_coef": [[0, -1.0]]}}, "must be finite and not negative"),

@@ -220,6 +220,8 @@ def test_a_preset_fills_what_is_not_given():
         ({"teacher": "live", "preset": "published"}, True),
         ({"teacher": "live", "preset": "published", "pairing": "all"}, False),
         ({"teacher": "live"}, False),
+        ({"teacher": "live", "reward_scale": 0.0}, True),
+        ({"teacher": "live", "coef_schedule": {"reward_scale": [[0, 0.0], [9, 1.0]]}}, False),
     ],
 )
 def test_a_teacher_that_moves_without_labels_is_warned_of(options, warns):

@@ -42,7 +42,7 @@ class PBSDConfig(TeacherSamplesConfig):
     prompts for `group` and `imitation`, over student samples for `direct`. `preference` with `bradley_terry` or
     `squared`, `group`, and `direct` have P* as their optimum, so their coefficients may be scheduled without moving the
     target (`imitation` has it with exact weights, or for large groups; the anchor and ordered logistic pairs do not;
-    docs/theory.md).
+    docs/theory.md). `adaptive_generations` moves it somewhat (docs/paper_map.md).
 
     A preset says how they are mixed, and every option of it can be given by itself. `mixed`, the default, is the
     strongest on average of what studies/strength compares: imitation of the tilted teacher by the union of the samples
@@ -106,7 +106,7 @@ class PBSDConfig(TeacherSamplesConfig):
         None,
         "Share K_S + K_T completions out by need: the student writes half of K_S; of the rest the teacher writes the "
         "share of these that fail, times the handover where imitation_gate measures it (at least one), the student the "
-        "others.",
+        "others. Moves the target somewhat (docs/paper_map.md).",
     )
     pairing: Pairing = option(None, "cross: teacher against student samples; all: every two of the union.")
     pair_policy: PairPolicy = option(None, "Which pairs stay: all (the paper), correct, improving or oriented.")
@@ -147,6 +147,13 @@ class PBSDConfig(TeacherSamplesConfig):
                 "pairing='all', imitation_coef=0 and adaptive_generations=False"
             )
 
+        self._check_unread()
+        weighs_own = self.imitation_prompts == "failing" and self.imitation_from == "union"
+        if weighs_own and self.may_use("imitation") and self.num_generations < 2:
+            raise ValueError(
+                "imitation_prompts='failing' weighs a student's sample by the others of its prompt, and with "
+                "num_generations=1 there is none: raise it, or choose imitation_prompts='all'"
+            )
         if self.measures_handover and self.imitation_gate == "failing_handover" and self.first_generations < 2:
             raise ValueError(
                 "imitation_gate='failing_handover' weighs a student's sample by the others: it needs at least 2 that "
@@ -162,7 +169,7 @@ class PBSDConfig(TeacherSamplesConfig):
             )
         if self.may_use("group") and self.num_generations + self.num_teacher_generations < 2:
             raise ValueError("group_coef compares a prompt's samples: num_generations + num_teacher_generations >= 2")
-        if self.imitation_weights == "exact" and self.may_use("imitation") and self._least_reward_scale < 0:
+        if self.imitation_weights == "exact" and self.may_use("imitation") and min(self._reward_scales) < 0:
             raise ValueError(
                 "imitation_weights='exact' has no bound where reward_scale is negative: turn the rewards round instead"
             )
@@ -171,6 +178,22 @@ class PBSDConfig(TeacherSamplesConfig):
                 "leakage_guard='downweight' has no meaning for group_coef, whose variance weighs its samples alike: "
                 "choose drop, or group_coef=0"
             )
+
+    def _check_unread(self) -> None:
+        """Options that were set and that nothing in the objective reads."""
+        labelled = self.may_use("preference") and self.loss_type != "logistic"
+        tilted = labelled or any(self.may_use(name) for name in PROJECTIONS[1:])
+        exact = self.may_use("imitation") and self.imitation_weights == "exact"
+        for name, default, is_read, reader in (
+            ("label_smoothing", 0.0, self.may_use("preference"), "preference_coef above 0"),
+            ("reward_scale", 1.0, tilted, "loss_type other than logistic, group_coef, imitation_coef or direct_coef"),
+            ("reward_max", 1.0, exact, "imitation_coef with imitation_weights='exact'"),
+            ("direct_kl_gradient", "exact", self.may_use("direct"), "direct_coef above 0"),
+        ):
+            if not is_read and (getattr(self, name) != default or name in as_dict(self.coef_schedule)):
+                raise ValueError(
+                    f"{name} has no effect under this objective ({self.objective}): it needs {reader}; or leave it out"
+                )
 
     def may_use(self, projection: str) -> bool:
         """Whether the coefficient of a projection (or of `nll`) is positive at any step."""
@@ -184,9 +207,10 @@ class PBSDConfig(TeacherSamplesConfig):
         return getattr(self, name) if points is None else _interpolate(points, step)
 
     @property
-    def _least_reward_scale(self) -> float:
+    def _reward_scales(self) -> list[float]:
+        """Those of the schedule's points; the scale goes between them."""
         points = as_dict(self.coef_schedule).get("reward_scale")
-        return self.reward_scale if points is None else min(value for _, value in points)
+        return [self.reward_scale] if points is None else [value for _, value in points]
 
     @property
     def first_generations(self) -> int:
@@ -211,9 +235,10 @@ class PBSDConfig(TeacherSamplesConfig):
 
     @property
     def uses_rewards(self) -> bool:
-        others = any(self.may_use(name) for name in PROJECTIONS[1:])
+        tilts = any(self.may_use(name) for name in PROJECTIONS[1:]) or self.loss_type != "logistic"
         # Pairs of one role are put in the order of their rewards under any policy.
-        return others or self.loss_type != "logistic" or self.pair_policy != "all" or self.pairing == "all"
+        in_order = self.pair_policy != "all" or self.pairing == "all"
+        return (tilts and any(self._reward_scales)) or (in_order and self.uses_pairs)
 
     @property
     def objective(self) -> str:
