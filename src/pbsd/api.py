@@ -309,7 +309,7 @@ def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBas
             "could not be compared. Choose a teacher of the student's model family"
         )
     teacher = load_model(args.teacher_model, args)
-    student_ids, teacher_ids = (model.get_input_embeddings().num_embeddings for model in (student, teacher))
+    student_ids, teacher_ids = (len(model.get_input_embeddings().weight) for model in (student, teacher))
     if teacher_ids < student_ids:
         raise ValueError(
             f"teacher_model {args.teacher_model!r} has {teacher_ids} embeddings and the student {student_ids} for "

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from conftest import ROWS, SMALL, tiny_model
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 import pbsd
 from pbsd.api import load_external_teacher
@@ -127,6 +127,9 @@ def test_an_external_teacher_with_more_padding(make_method, method, tokenizer, t
         trainer.train()
         after.append(weights(trainer))
     torch.testing.assert_close(after[1], after[0])
+    adapted = get_peft_model(tiny_model(tokenizer), LoraConfig(target_modules=["embed_tokens", "q_proj"]))
+    same = load_external_teacher(trainer.args, tokenizer, adapted)
+    assert len(same.get_input_embeddings().weight) == len(tokenizer)
     padded_student = tiny_model(tokenizer)
     padded_student.resize_token_embeddings(len(tokenizer) + 28, mean_resizing=False)
     trainer.args.teacher_model = str(tmp_path / "plain")
@@ -221,6 +224,16 @@ def test_a_preset_fills_what_is_not_given():
         ({"teacher": "live", "preset": "published", "pairing": "all"}, False),
         ({"teacher": "live"}, False),
         ({"teacher": "live", "reward_scale": 0.0}, True),
+        (
+            {
+                "teacher": "live",
+                "preset": "published",
+                "preference_coef": 0.0,
+                "nll_coef": 1.0,
+                "loss_type": "squared",
+            },
+            True,
+        ),
         ({"teacher": "live", "coef_schedule": {"reward_scale": [[0, 0.0], [9, 1.0]]}}, False),
     ],
 )

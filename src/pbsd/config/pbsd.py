@@ -149,10 +149,11 @@ class PBSDConfig(TeacherSamplesConfig):
 
         self._check_unread()
         weighs_own = self.imitation_prompts == "failing" and self.imitation_from == "union"
-        if weighs_own and self.may_use("imitation") and self.num_generations < 2:
+        if weighs_own and self.may_use("imitation") and self.first_generations < 2:
             raise ValueError(
-                "imitation_prompts='failing' weighs a student's sample by the others of its prompt, and with "
-                "num_generations=1 there is none: raise it, or choose imitation_prompts='all'"
+                "imitation_prompts='failing' weighs a student's sample by the others of its prompt: it needs at least "
+                f"2 that are drawn first, here {self.first_generations}; raise num_generations (to 3 under "
+                "adaptive_generations), or choose imitation_prompts='all'"
             )
         if self.measures_handover and self.imitation_gate == "failing_handover" and self.first_generations < 2:
             raise ValueError(
@@ -181,12 +182,16 @@ class PBSDConfig(TeacherSamplesConfig):
 
     def _check_unread(self) -> None:
         """Options that were set and that nothing in the objective reads."""
-        labelled = self.may_use("preference") and self.loss_type != "logistic"
-        tilted = labelled or any(self.may_use(name) for name in PROJECTIONS[1:])
+        smooths = self.may_use("preference") and self.loss_type != "squared"
         exact = self.may_use("imitation") and self.imitation_weights == "exact"
         for name, default, is_read, reader in (
-            ("label_smoothing", 0.0, self.may_use("preference"), "preference_coef above 0"),
-            ("reward_scale", 1.0, tilted, "loss_type other than logistic, group_coef, imitation_coef or direct_coef"),
+            ("label_smoothing", 0.0, smooths, "preference_coef above 0 and another loss_type than squared"),
+            (
+                "reward_scale",
+                1.0,
+                self._tilts,
+                "loss_type other than logistic, group_coef, imitation_coef or direct_coef",
+            ),
             ("reward_max", 1.0, exact, "imitation_coef with imitation_weights='exact'"),
             ("direct_kl_gradient", "exact", self.may_use("direct"), "direct_coef above 0"),
         ):
@@ -234,11 +239,16 @@ class PBSDConfig(TeacherSamplesConfig):
         return self.may_use("preference") or self.may_use("nll")
 
     @property
+    def _tilts(self) -> bool:
+        """Whether a term in use reads reward_scale."""
+        labelled = self.may_use("preference") and self.loss_type != "logistic"
+        return labelled or any(self.may_use(name) for name in PROJECTIONS[1:])
+
+    @property
     def uses_rewards(self) -> bool:
-        tilts = any(self.may_use(name) for name in PROJECTIONS[1:]) or self.loss_type != "logistic"
         # Pairs of one role are put in the order of their rewards under any policy.
         in_order = self.pair_policy != "all" or self.pairing == "all"
-        return (tilts and any(self._reward_scales)) or (in_order and self.uses_pairs)
+        return (self._tilts and any(self._reward_scales)) or (in_order and self.uses_pairs)
 
     @property
     def objective(self) -> str:

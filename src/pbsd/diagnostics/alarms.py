@@ -25,8 +25,8 @@ KL_FLOOR = 10.0
 """Growth of KL(T || pi) in nats that learning the target can need: KL(T || P*) = log E_T[exp(r')] - E_T[r'] is at most
 the range of the tilt r' = reward_scale r / beta, 10 for a reward in [0, 1] at the default beta."""
 TOKEN_KL_FLOOR = 0.2
-"""The same in nats per token, where a method lowers KL(T || pi) itself: any lasting growth then goes the wrong way, and
-this only keeps multiples of almost nothing quiet."""
+"""The same in nats per token, where a method matches its teacher token by token: any lasting growth then goes the wrong
+way, and this only keeps multiples of almost nothing quiet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +304,8 @@ RULES: dict[str, Rule] = {
     ),
     "token_kl_blow_up": Rule(
         3.0,
-        "KL(teacher || student) at the student's tokens, which the method lowers, is more than {} times what it was at "
-        f"the start, and {TOKEN_KL_FLOOR:g} nats per token more",
+        "KL(teacher || student) at the student's tokens, of methods that match whole distributions, is more than {} "
+        f"times what it was at the start, and {TOKEN_KL_FLOOR:g} nats per token more",
         ("token_kl",),
         _token_kl_blow_up,
         "The student runs from its teacher: lower learning_rate; with a moving teacher, teacher: initial or a slower "
