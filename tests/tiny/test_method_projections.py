@@ -368,7 +368,6 @@ def test_context_free_direct_loss_has_no_divergence(make_trainer):
             "has no bound",
         ),
         ({"adaptive_generations": True, "num_teacher_generations": 0, "pairing": "all"}, "raise K_T above 0"),
-        ({"preset": "mixed", "num_generations": 2}, "weighs a student's sample by the others of its prompt"),
         ({"loss_type": "squared", "label_smoothing": 0.1}, "label_smoothing has no effect"),
         ({"reward_scale": 2.0}, "reward_scale has no effect under this objective (preference (logistic loss"),
         ({"coef_schedule": {"reward_scale": [[0, 1.0], [9, 2.0]]}}, "reward_scale has no effect"),

@@ -245,6 +245,23 @@ def test_a_teacher_that_moves_without_labels_is_warned_of(options, warns):
     assert any("feedback loop" in str(warning.message) for warning in caught) == warns
 
 
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"num_generations": 2}, True),
+        ({"num_generations": 3}, False),
+        ({"num_generations": 2, "adaptive_generations": False}, False),
+        ({"num_generations": 1, "adaptive_generations": False}, True),
+        ({"num_generations": 2, "imitation_prompts": "all"}, False),
+    ],
+)
+def test_a_lone_sample_that_others_cannot_weigh_is_warned_of(options, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pbsd.PBSDConfig(output_dir="none", use_cpu=True, **options)
+    assert any("moves the target" in str(warning.message) for warning in caught) == warns
+
+
 def test_top_k_over_the_vocabulary_is_refused(make_method):
     with pytest.raises(ValueError, match="distillation_topk is 100, the vocabulary has"):
         make_method("sdft", distillation_topk=100).train()

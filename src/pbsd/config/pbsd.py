@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -150,10 +151,11 @@ class PBSDConfig(TeacherSamplesConfig):
         self._check_unread()
         weighs_own = self.imitation_prompts == "failing" and self.imitation_from == "union"
         if weighs_own and self.may_use("imitation") and self.first_generations < 2:
-            raise ValueError(
-                "imitation_prompts='failing' weighs a student's sample by the others of its prompt: it needs at least "
-                f"2 that are drawn first, here {self.first_generations}; raise num_generations (to 3 under "
-                "adaptive_generations), or choose imitation_prompts='all'"
+            warnings.warn(
+                "imitation_prompts='failing' weighs a student's sample by the others of its prompt, and a lone one as "
+                "if they failed, which moves the target: raise num_generations (to 3 under adaptive_generations), or "
+                "choose imitation_prompts='all'",
+                stacklevel=2,
             )
         if self.measures_handover and self.imitation_gate == "failing_handover" and self.first_generations < 2:
             raise ValueError(
