@@ -187,13 +187,11 @@ def group_by_prompt(
     return groups, [index for _, indices in sorted(members.items()) for index in indices]
 
 
-def rollout_metrics(
-    rollouts: Sequence[Rollout], outcomes: Mapping[str, int], watched: Sequence[Rollout] | None = None
-) -> Metrics:
+def rollout_metrics(rollouts: Sequence[Rollout], watched: Sequence[Rollout], outcomes: Mapping[str, int]) -> Metrics:
     """Rewards, lengths, truncation and outcomes by role: what any method logs of its samples. Means are over prompts,
-    of the `watched` samples (default: all), whose number says nothing of how they turned out; counts are of all."""
+    of the `watched` samples, whose number says nothing of how they turned out; counts are of all."""
     metrics = Metrics()
-    for role, own in sampled_by_role(rollouts if watched is None else watched):
+    for role, own in sampled_by_role(watched):
         metrics.observe(f"reward/{role}", prompt_means(own, lambda r: r.reward).values())
         metrics.observe(f"tokens/{role}_length", prompt_means(own, lambda r: len(r.completion_ids)).values())
         metrics.observe(f"tokens/{role}_truncated", prompt_means(own, lambda r: not r.finished).values())

@@ -305,6 +305,16 @@ def test_a_resumed_monitor_goes_on_exactly(cut):
     assert resumed.state_dict() == whole.state_dict()
 
 
+def test_a_checkpoint_from_before_a_rule_is_taken():
+    state = AlarmMonitor(resolve_thresholds({}), WINDOW).state_dict()
+    del state["silent_for"]["token_kl_blow_up"], state["series"]["token_kl"]
+    monitor = AlarmMonitor(resolve_thresholds({}), WINDOW)
+    monitor.load_state_dict(state)
+    values = noisy(0.2, 30) + noisy(0.65, 30)
+    found = [alarm for step, kl in enumerate(values) for alarm in monitor.observe(step, {"teacher/token_kl": kl})]
+    assert [alarm.rule for alarm in found] == ["token_kl_blow_up"]
+
+
 def test_another_window_is_refused():
     with pytest.raises(ValueError, match="alarm_window is 10, this run's is 12"):
         AlarmMonitor({}, 12).load_state_dict(AlarmMonitor({}, 10).state_dict())

@@ -71,7 +71,7 @@ class EngineMethod(Generic[Config]):
             watched = rollouts + [rollout for rollout in more if rollout.role not in counts]
             rollouts, outcomes = rollouts + more, Counter(outcomes) + Counter(more_outcomes)
             teacher_key = key if "teacher" in counts else second_key
-        metrics = rollout_metrics(rollouts, outcomes, watched)
+        metrics = rollout_metrics(rollouts, watched, outcomes)
         metrics.merge(sample_metrics(prompts, watched, self.args.leakage_phrases or []))
         metrics.merge(self._observe_refresh(prompts, watched, step, teacher_key))
         return rollouts, metrics
