@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pbsd.diagnostics.alarms import NOISE, RULES, AlarmMonitor, Level, resolve_thresholds
+from pbsd.diagnostics.alarms import RULES, AlarmMonitor, resolve_thresholds
+from pbsd.diagnostics.series import NOISE, Level
 
 WINDOW = 10
 
@@ -102,7 +103,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CASES)
 def test_each_rule_rings_above_its_threshold_and_not_below(rule):
     above, below = CASES[rule]
     (alarm,) = alarms_of(above)
@@ -113,7 +114,7 @@ def test_each_rule_rings_above_its_threshold_and_not_below(rule):
     assert not alarms_of(below)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CASES)
 def test_a_threshold_is_the_options_or_switches_the_rule_off(rule):
     """Half the threshold makes every rule easier, except for those whose threshold is a share lost or a multiple that
     the milder series does not reach either way; twice makes it harder."""
@@ -123,6 +124,27 @@ def test_a_threshold_is_the_options_or_switches_the_rule_off(rule):
     monitor = AlarmMonitor(resolve_thresholds({rule: None}), WINDOW)
     for step in range(60):
         assert not monitor.observe(step, {key: values[min(step, 57)] for key, values in above.items()})
+
+
+def test_every_rule_has_a_case():
+    assert RULES.keys() - CASES.keys() == {"misleading_teacher"}  # it reads the start alone: the next test
+
+
+def test_a_teacher_that_starts_below_its_student():
+    """The student's first five have a mean of 0.404, a variance of (3 x 0.016^2 + 2 x 0.024^2) / 4 = 0.00048 and an
+    error of sqrt(0.00048 / 5) = 0.0098, six of them 0.059. A teacher at 0.3 is farther below, and by more than a fifth
+    of it: said at the fifth value and not again. One at 0.35 is not below by more than noise, one at 0.33 under 0.4 by
+    less than a fifth; and that the student passes its teacher later is no fault."""
+    student = [0.42, 0.38, 0.42, 0.38, 0.42]
+    later = [0.9] * 40
+    (alarm,) = alarms_of({"reward/student": student + later, "reward/teacher": [0.3] * 45})
+    assert (alarm.rule, alarm.step, alarm.healthy_until) == ("misleading_teacher", 5, 0)
+    assert "teacher's mean reward is 0.3, the student's 0.404" in alarm.message
+    assert not alarms_of({"reward/student": student + later, "reward/teacher": [0.35] * 45}, "misleading_teacher", 0.01)
+    assert not alarms_of({"reward/student": [0.4] * 45, "reward/teacher": [0.33] * 45})
+    assert alarms_of({"reward/student": [0.4] * 45, "reward/teacher": [0.33] * 45}, "misleading_teacher", 0.1)
+    assert not alarms_of({"reward/student": [0.4] * 5 + later, "reward/teacher": [0.4] * 45})
+    assert not alarms_of({"reward/student": student + later})  # a method whose teacher writes nothing
 
 
 def test_windows_that_are_compared_do_not_overlap():
@@ -247,6 +269,7 @@ def healthy(rng, step, steps):
     reward = sum(rng.random() < p for p in skill for _ in range(4)) / 32
     return {
         "reward/student": reward,
+        "reward/teacher": sum(rng.random() < 0.3 for _ in range(32)) / 32,  # no better than the student at the start
         "health/student_entropy": 0.4 * (1 - 0.6 * done) * rng.lognormvariate(0, 0.2),
         "tokens/student_length": 200 * (1 + 0.8 * done) * rng.lognormvariate(0, 0.1),
         "tokens/student_truncated": sum(rng.random() < 0.05 + 0.1 * done for _ in range(32)) / 32,
@@ -278,7 +301,7 @@ def test_noise_alone_would_ring_without_the_noise_criterion(monkeypatch):
     rng = random.Random(3)
     runs = [[sum(rng.random() < 0.05 for _ in range(32)) / 32 for _ in range(600)] for _ in range(10)]
     assert not any(alarms_of({"reward/student": run}, "reward_collapse", window=20) for run in runs)
-    monkeypatch.setattr("pbsd.diagnostics.alarms.NOISE", 0.0)
+    monkeypatch.setattr("pbsd.diagnostics.series.NOISE", 0.0)
     assert any(alarms_of({"reward/student": run}, "reward_collapse", window=20) for run in runs)
 
 
@@ -323,7 +346,7 @@ def test_another_window_is_refused():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"reward_colapse": 0.5}, "no rule 'reward_colapse'; the rules are reward_collapse"),
+        ({"reward_colapse": 0.5}, "no rule 'reward_colapse'; the rules are misleading_teacher"),
         ({"saturation": 0}, "positive threshold, or null"),
         ({"saturation": "high"}, "got 'high'"),
         ({"saturation": True}, "got True"),

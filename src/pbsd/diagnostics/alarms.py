@@ -1,24 +1,15 @@
-"""Alarms: rules on the logged metrics that name a collapse while it happens.
-
-A window is the newest `window` logged values of a metric. A rule compares its mean with where the run started (the
-first window), with the best earlier window, or, for a reward, with its first values. It does not take noise for a
-change: a difference counts only above `NOISE` standard errors, estimated from the scatter within both windows.
-"""
+"""Alarms: rules on the logged metrics that name a collapse while it happens."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-NOISE = 6.0
-"""Standard errors that a change must have. It is that many because the best of all windows meets the worst: over 1,000
-steps of a constant reward the two are about 5 apart by chance alone (tests simulate the rate of false alarms)."""
-EARLY = 5
-"""Logged values that stand for the start where a collapse falls into the first window, whose scatter then hides it."""
+from pbsd.diagnostics.series import EARLY, Level, Series
+
 SPIKES = 3
 """Outliers within a window that are no accident."""
 KL_FLOOR = 10.0
@@ -45,86 +36,6 @@ class Alarm:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """Mean of a window and its standard error."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Level:
-        n = len(values)
-        mean = math.fsum(values) / n
-        variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-        return cls(mean, math.sqrt(variance / n))
-
-    def above(self, other: Level) -> bool:
-        """Higher by more than noise."""
-        return self.mean - other.mean > NOISE * math.hypot(self.error, other.error)
-
-
-@dataclass(slots=True)
-class Series:
-    """One metric: the newest two windows, the first values, the first window and the best one before the newest."""
-
-    window: int
-    values: deque[float] = field(init=False)
-    steps: deque[int] = field(init=False)
-    early: Level | None = None
-    first: Level | None = None
-    best: Level | None = None
-
-    def __post_init__(self) -> None:
-        self.values = deque(maxlen=2 * self.window)
-        self.steps = deque(maxlen=2 * self.window)
-
-    def add(self, step: int, value: float) -> None:
-        self.values.append(value)
-        self.steps.append(step)
-        if len(self.values) == EARLY and self.early is None:
-            self.early = Level.of(list(self.values))
-        if len(self.values) == self.window and self.first is None:
-            self.first = self.now
-        if before := self.before:
-            level = Level.of(before)
-            if self.best is None or level.mean > self.best.mean:
-                self.best = level
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.values) >= self.window
-
-    @property
-    def newest(self) -> list[float]:
-        return list(self.values)[-self.window :]
-
-    @property
-    def now(self) -> Level:
-        return Level.of(self.newest)
-
-    @property
-    def before(self) -> list[float]:
-        """The window that ended where the newest began; empty until there is a whole one."""
-        return list(self.values)[: self.window] if len(self.values) == 2 * self.window else []
-
-    @property
-    def start(self) -> Level | None:
-        """The first window, once the newest does not overlap it."""
-        return self.first if self.before else None
-
-    @property
-    def highs(self) -> list[Level]:
-        """The best window before the newest and the first values, where the newest window does not overlap them."""
-        early = self.early if len(self.values) >= self.window + EARLY else None
-        return [level for level in (self.best, early) if level is not None]
-
-    @property
-    def healthy_until(self) -> int:
-        """The last step before the newest window."""
-        return self.steps[-self.window - 1] if len(self.steps) > self.window else 0
-
-
 Check = Callable[[Mapping[str, Series], float], str | None]
 """From the series and the threshold to what was measured, where the rule fires."""
 
@@ -138,6 +49,7 @@ class Rule:
         meaning: when it fires; `{}` is the threshold.
         series: what it reads, by the names of `SERIES`; the first one's window is the rule's. Others may be missing.
         advice: what people do about it.
+        at_start: whether it reads the first values alone and so need not wait for a whole window.
     """
 
     threshold: float
@@ -145,10 +57,12 @@ class Rule:
     series: tuple[str, ...]
     check: Check
     advice: str
+    at_start: bool = False
 
 
 SERIES: dict[str, tuple[str, ...]] = {
     "reward": ("reward/student",),
+    "teacher_reward": ("reward/teacher",),
     "entropy": ("health/student_entropy",),
     "length": ("tokens/student_length",),
     "truncated": ("tokens/student_truncated",),
@@ -160,6 +74,15 @@ SERIES: dict[str, tuple[str, ...]] = {
     "gradient": ("grad_norm",),
 }
 """Name -> the metric it reads, the first that is logged. A metric that a method lacks keeps its rules silent."""
+
+
+def _misleading_teacher(series: Mapping[str, Series], threshold: float) -> str | None:
+    teacher, student = series["teacher_reward"].early, series["reward"].early
+    if teacher is None or student is None or not student.above(teacher):
+        return None
+    if student.mean - teacher.mean <= threshold * abs(student.mean):
+        return None
+    return f"at the start the teacher's mean reward is {teacher.mean:.3g}, the student's {student.mean:.3g}"
 
 
 def _reward_collapse(series: Mapping[str, Series], threshold: float) -> str | None:
@@ -243,6 +166,15 @@ def _gradient_spikes(series: Mapping[str, Series], threshold: float) -> str | No
 
 
 RULES: dict[str, Rule] = {
+    "misleading_teacher": Rule(
+        0.2,
+        f"the teacher's first {EARLY} mean rewards are more than {{}} of the student's below them",
+        ("teacher_reward", "reward"),
+        _misleading_teacher,
+        "The context leads the teacher astray, and a KL to it or imitation of it the student: read both prompts (pbsd "
+        "render), look for contexts that are cut or of another row; context: none does without",
+        at_start=True,
+    ),
     "reward_collapse": Rule(
         0.5,
         "the student's mean reward lost more than {} of its best earlier window, or of its first values",
@@ -357,7 +289,7 @@ class AlarmMonitor:
         for name, threshold in self.thresholds.items():
             rule = RULES[name]
             window = self.series[rule.series[0]]
-            found = rule.check(self.series, threshold) if window.is_full else None
+            found = rule.check(self.series, threshold) if window.is_full or rule.at_start else None
             if found and self.silent_for[name] >= self.window:
                 alarms.append(Alarm(name, step, window.healthy_until, f"{found}. {rule.advice}."))
             self.silent_for[name] = 0 if found else self.silent_for[name] + 1
