@@ -104,6 +104,33 @@ def test_the_weight_of_imitation_is_multiplied(make_trainer):
     assert none == pytest.approx(loss(1.0, alone.method), rel=1e-5)
 
 
+def test_samples_that_the_guard_drops_are_not_asked(make_trainer):
+    """The student finishes the first teacher sample of a prompt that does not leak, and T is of those alone; where all
+    leak there is nothing to finish, and the handover is unknown."""
+
+    def reward(completions, **columns):
+        graded.append(list(completions))
+        return [1.0] * len(completions)
+
+    graded = []
+    options = {**GATED, "leakage_guard": "drop", "num_teacher_generations": 3}
+    trainer = make_trainer(rewards=reward, **options, leakage_phrases=["[a-m]"])
+    batch, metrics = trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
+    taught = [rollout for rollout in batch.rollouts if rollout.role == "teacher"]
+    first = {rollout.prompt: rollout for rollout in reversed(taught) if rollout.weight}
+    assert first != {rollout.prompt: rollout for rollout in reversed(taught)}
+    halves = [first[prompt].completion_ids[: len(first[prompt].completion_ids) // 2] for prompt in sorted(first)]
+    assert len(graded[-1]) == len(first)
+    for whole, half in zip(graded[-1], halves, strict=True):
+        assert whole.startswith(trainer.engine.tokenizer.decode(half, skip_special_tokens=True))
+    assert trainer.method.handover.counts["teacher"] == len(first)
+
+    trainer = make_trainer(rewards=reward, **options, leakage_phrases=["."])
+    _, metrics = trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
+    assert trainer.method.handover.value == 1.0
+    assert metrics.counts["tokens/handover"] == 0
+
+
 def test_its_tokens_count_as_generated(make_trainer):
     trainer = make_trainer(**GATED, logging_steps=1)
     trainer.train()

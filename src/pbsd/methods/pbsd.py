@@ -53,10 +53,10 @@ class PBSD(EngineMethod[PBSDConfig]):
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         args, engine = self.args, self.engine
         rollouts, metrics = self._sample(prompts, step)
-        if args.measures_handover:
-            metrics.merge(self._observe_handover(prompts, rollouts, step))
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
+        if args.measures_handover:
+            metrics.merge(self._observe_handover(prompts, [rollout for rollout in rollouts if rollout.weight], step))
         reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
         rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=reuse)
         metrics.merge(scoring_metrics)
