@@ -7,6 +7,7 @@ logits inside its forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,12 @@ from pbsd.losses.divergence import (
     divergence_terms,
     kl_teacher_student,
     renormalized,
+    reweighted_kl_teacher_student,
     sampled_kl_student_teacher,
 )
 from pbsd.records import Batch, Ids, Metrics
 from pbsd.samples import student_rows
-from pbsd.scoring import FrozenLogits, Scores, ScoringGroup, frozen_logits, score, score_frozen
+from pbsd.scoring import FrozenLogits, Scores, ScoringGroup, frozen_logits, frozen_scores, score
 
 
 def distill(
@@ -33,12 +35,17 @@ def distill(
     """Which rollout each row is, the student's scores, and the divergence at each token, [B, T] in nats: with gradient
     to the student, 0 where padded.
 
-    Where whole distributions meet, `metrics` gets `health/teacher_entropy` and `teacher/token_kl`, KL(T || pi): means
-    over the student's tokens, in nats, at temperature 1 and over the whole vocabulary whatever the options."""
+    `metrics` gets `health/teacher_entropy` and `teacher/token_kl`, KL(T || pi): means over the student's tokens, in
+    nats, at temperature 1 and over the whole vocabulary whatever the options. By `sampled_token`, where whole
+    distributions never meet, the latter is estimated from the tokens."""
     groups, used = student_rows(batch, indices)
     if args.distillation_mode == "sampled_token":
         scores = score(model, groups, pad_id=engine.pad_id)
-        teacher_BT = teacher_token_logprobs(engine, batch, used).to(scores.logprobs_BT)
+        teacher_BT, entropy_BT = (values.to(scores.logprobs_BT) for values in teacher_token_scores(engine, batch, used))
+        own_BT = scores.mask_BT.bool()
+        metrics.observe("health/teacher_entropy", entropy_BT[own_BT].tolist())
+        estimate_BT = reweighted_kl_teacher_student(scores.logprobs_BT, teacher_BT)
+        metrics.observe("teacher/token_kl", estimate_BT[own_BT].tolist())
         return used, scores, sampled_kl_student_teacher(scores.logprobs_BT, teacher_BT)
     teacher = teacher_distributions(engine, batch, used)
     hidden_MD = torch.cat(teacher.hidden)
@@ -92,13 +99,18 @@ def teacher_distributions(engine: Engine, batch: Batch, used: Sequence[int]) -> 
     return FrozenLogits(tuple(hidden[place] for place in range(len(used))), frozen.head)
 
 
-def teacher_token_logprobs(engine: Engine, batch: Batch, used: Sequence[int]) -> Tensor:
-    """The teacher's log-probabilities of the rollouts' tokens, in their order, [B, T], 0 where padded."""
+def teacher_token_scores(engine: Engine, batch: Batch, used: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The teacher's log-probabilities of the rollouts' tokens, in their order, and its entropies there; [B, T], 0 where
+    padded."""
     groups, order = teacher_rows(batch, used)
     with engine.acting("teacher") as module:
-        rows = score_frozen(module, groups, pad_id=engine.pad_id, max_tokens=engine.args.scoring_batch_tokens)
-    by_place = dict(zip(order, rows, strict=True))
-    return pad_sequence([torch.tensor(by_place[place]) for place in range(len(used))], batch_first=True)
+        parts = frozen_scores(module, groups, pad_id=engine.pad_id, max_tokens=engine.args.scoring_batch_tokens)
+
+    def in_order(values: Literal["logprobs", "entropy"]) -> Tensor:
+        rows = dict(zip(order, (row for scores in parts for row in scores.token_lists(values)), strict=True))
+        return pad_sequence([torch.tensor(rows[place]) for place in range(len(used))], batch_first=True)
+
+    return in_order("logprobs"), in_order("entropy")
 
 
 def teacher_rows(batch: Batch, used: Sequence[int]) -> tuple[list[ScoringGroup], list[int]]:

@@ -29,7 +29,7 @@ def step_metrics(trainer):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_logs_what_it_has(make_method, method):
-    options = {"rft": {"rft_source": "both"}, "sdpo": {"distillation_mode": "full_logits"}}.get(method, {})
+    options = {"rft": {"rft_source": "both"}}.get(method, {})
     trainer = make_method(method, max_steps=1, **options)
     trainer.train()
     (logs,) = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -89,10 +89,12 @@ def test_kl_from_the_teacher_s_samples(make_trainer):
     assert metrics.summary()["teacher/kl_teacher_student"] == pytest.approx(fmean(ratios), rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["full_logits", "topk_logits"])
+@pytest.mark.parametrize("mode", ["full_logits", "topk_logits", "sampled_token"])
 def test_the_teacher_at_the_student_s_tokens_by_definition(make_method, mode):
-    """Entropy and KL(T || pi) over the whole vocabulary, whatever the loss compares."""
-    trainer = make_method("sdft", distillation_mode=mode, distillation_topk=5)
+    """Entropy and KL(T || pi) over the whole vocabulary, whatever the loss compares; on sampled tokens the KL is
+    estimated by rho log rho - rho + 1 with rho = T / pi."""
+    sampled = {"distillation_alpha": 1.0} if mode == "sampled_token" else {"distillation_topk": 5}
+    trainer = make_method("sdft", distillation_mode=mode, **sampled)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.mul_(2.0)
@@ -104,7 +106,12 @@ def test_the_teacher_at_the_student_s_tokens_by_definition(make_method, mode):
             own = token_logprobs(teacher, prompt.teacher_ids, rollout.completion_ids)
         student = token_logprobs(trainer.model, prompt.student_ids, rollout.completion_ids)
         entropies += (-(own.exp() * own).sum(-1)).tolist()
-        divergences += (own.exp() * (own - student)).sum(-1).tolist()
+        if mode == "sampled_token":
+            ids = torch.tensor(rollout.completion_ids)[:, None]
+            rho = (own - student).gather(-1, ids).squeeze(-1).double().exp()
+            divergences += (rho * rho.log() - rho + 1).tolist()
+        else:
+            divergences += (own.exp() * (own - student)).sum(-1).tolist()
     summary = metrics.summary()
     assert summary["health/teacher_entropy"] == pytest.approx(fmean(entropies), rel=1e-4)
     assert summary["teacher/token_kl"] == pytest.approx(fmean(divergences), rel=1e-4)

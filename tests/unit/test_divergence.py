@@ -12,6 +12,7 @@ from pbsd.losses.divergence import (
     jensen_shannon,
     kl_student_teacher,
     kl_teacher_student,
+    reweighted_kl_teacher_student,
     sampled_kl_student_teacher,
     sampled_kl_teacher_student,
     with_tail,
@@ -316,6 +317,19 @@ def test_sampled_tokens_give_the_divergence_and_its_gradient(estimator, sampler,
     expected_value, expected = exact(divergence, z, teacher)
     assert value == pytest.approx(expected_value, abs=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_the_other_divergence_by_reweighting():
+    """Its mean over the student's tokens is KL(T || S). At log S = -1, log T = -3 it is 1 - 3 e^-2, where T excludes
+    the token 1, where they agree 0; nothing gets a gradient."""
+    z, teacher = logits(0, 6), logits(1, 6).log_softmax(-1)
+    student = z.log_softmax(-1)
+    mean = (student.exp() * reweighted_kl_teacher_student(student, teacher)).sum()
+    assert mean.item() == pytest.approx(kl_teacher_student(student, teacher).item(), abs=1e-12)
+    own = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    values = reweighted_kl_teacher_student(own, torch.tensor([-3.0, -INF, -1.0]))
+    assert values.tolist() == pytest.approx([1 - 3 * math.exp(-2), 1.0, 0.0])
+    assert not values.requires_grad
 
 
 def test_what_the_gradient_of_each_estimator_estimates():

@@ -230,7 +230,7 @@ RULES: dict[str, Rule] = {
     ),
     "token_kl_blow_up": Rule(
         3.0,
-        "KL(teacher || student) at the student's tokens, of methods that match whole distributions, is more than {} "
+        "KL(teacher || student) at the student's tokens, of methods that match the teacher there, is more than {} "
         f"times what it was at the start, and {TOKEN_KL_FLOOR:g} nats per token more",
         ("token_kl",),
         _kl_growth("token_kl", TOKEN_KL_FLOOR, "token"),

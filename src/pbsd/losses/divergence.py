@@ -150,6 +150,17 @@ def sampled_kl_teacher_student(student_logprobs: Tensor, teacher_logprobs: Tenso
     return _full_precision(teacher_logprobs).detach() - _full_precision(student_logprobs)
 
 
+def reweighted_kl_teacher_student(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """KL(T || S) from log-probabilities of tokens sampled from S itself, a value to watch, [..] -> [..], no gradient.
+
+    rho log rho - (rho - 1) with rho = T / S: unbiased where S covers T, since rho has mean 1, not negative, and
+    heavy-tailed where T exceeds S by much.
+    """
+    log_ratio = (_full_precision(teacher_logprobs) - _full_precision(student_logprobs)).detach()
+    ratio = log_ratio.exp()
+    return torch.xlogy(ratio, ratio) - torch.expm1(log_ratio)
+
+
 def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
     mass = p.exp()
     # Filled before the subtraction: -inf - (-inf) is NaN, and so is the gradient of a product with an infinite factor.

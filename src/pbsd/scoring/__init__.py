@@ -6,7 +6,7 @@ what is exact for it; `score.py` is what the rest of the package calls.
 
 from pbsd.scoring.forward import Capability, enable_scoring
 from pbsd.scoring.layout import ScoringGroup, singles
-from pbsd.scoring.score import FrozenLogits, Scores, frozen_logits, score, score_frozen, token_chunks
+from pbsd.scoring.score import FrozenLogits, Scores, frozen_logits, frozen_scores, score, score_frozen, token_chunks
 
 __all__ = [
     "Capability",
@@ -15,6 +15,7 @@ __all__ = [
     "ScoringGroup",
     "enable_scoring",
     "frozen_logits",
+    "frozen_scores",
     "score",
     "score_frozen",
     "singles",

@@ -51,10 +51,10 @@ class Scores:
     def sequence_logprobs_B(self) -> Tensor:
         return self.logprobs_BT.sum(-1)
 
-    def token_lists(self) -> list[tuple[float, ...]]:
-        """Per row the log-probabilities of its own tokens, without padding."""
+    def token_lists(self, values: Literal["logprobs", "entropy"] = "logprobs") -> list[tuple[float, ...]]:
+        """Per row the values at its own tokens, without padding."""
         lengths = self.mask_BT.sum(-1).int().tolist()
-        rows = self.logprobs_BT.detach().tolist()
+        rows = (self.logprobs_BT.detach() if values == "logprobs" else self.entropy_BT).tolist()
         return [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
 
 
@@ -87,20 +87,24 @@ def score(
     return _in_rows(scores, layout.lengths, has_extra=token_function is not None)
 
 
-@torch.no_grad()
 def score_frozen(
     model: nn.Module, groups: Sequence[ScoringGroup], *, pad_id: int, max_tokens: int
 ) -> list[tuple[float, ...]]:
     """Log-probabilities without gradient, a list per completion in order, in forward passes of at most `max_tokens`
     tokens (a prompt with a single completion may exceed it)."""
+    parts = frozen_scores(model, groups, pad_id=pad_id, max_tokens=max_tokens, entropy=False)
+    return [row for scores in parts for row in scores.token_lists()]
+
+
+@torch.no_grad()
+def frozen_scores(
+    model: nn.Module, groups: Sequence[ScoringGroup], *, pad_id: int, max_tokens: int, entropy: bool = True
+) -> list[Scores]:
+    """The scores of each of these passes, with entropies."""
     if enable_scoring(model).packed is None:
         groups = singles(groups)
     with fast_linears(model):
-        return [
-            row
-            for chunk in token_chunks(groups, max_tokens)
-            for row in score(model, chunk, pad_id=pad_id, entropy=False).token_lists()
-        ]
+        return [score(model, chunk, pad_id=pad_id, entropy=entropy) for chunk in token_chunks(groups, max_tokens)]
 
 
 @dataclass(frozen=True, slots=True)
