@@ -1,4 +1,5 @@
-"""The divergence between teacher and student at every token of the student's samples, for OPSD, SDFT and SDPO.
+"""The divergence between teacher and student at every token of the student's samples: what OPSD, SDFT and SDPO learn,
+and the KL of PBSD's direct term.
 
 Never more than a chunk of logits exists: the teacher's distributions are kept as hidden states, and meet the student's
 logits inside its forward pass.
@@ -7,6 +8,7 @@ logits inside its forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,10 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pbsd.config import DistillationConfig
 from pbsd.engine import Engine
-from pbsd.logprobs import token_entropy
+from pbsd.logprobs import token_entropy, token_logprobs
 from pbsd.losses.divergence import (
     coarsen,
     divergence_terms,
+    kl_student_teacher,
     kl_teacher_student,
     renormalized,
     reweighted_kl_teacher_student,
@@ -88,6 +91,43 @@ def token_divergence(student_CV: Tensor, teacher_CV: Tensor, args: DistillationC
     if args.distillation_entry_clip is not None:
         terms = terms.clamp(max=args.distillation_entry_clip)
     return terms.sum(-1)
+
+
+def score_with_divergence(
+    engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int]
+) -> tuple[Batch, list[int], Scores]:
+    """The student's scores of rollouts of both roles with, as `extra_BT`, KL(pi || T) over the vocabulary at the tokens
+    of its own, with gradient, 0 at the teacher's (None where the student has none); which rollout each row is; and the
+    batch whose student samples have the teacher's log-probabilities, which its distributions give by the way."""
+    groups, used = student_rows(batch, indices)
+    rollouts = list(batch.rollouts)
+    own = [index for index in used if rollouts[index].role == "student"]
+    if not own:
+        return batch, used, score(model, groups, pad_id=engine.pad_id)
+    teacher = teacher_distributions(engine, batch, own)
+    hidden_ND = torch.cat(teacher.hidden)
+    ids_N = torch.tensor([token for index in own for token in rollouts[index].completion_ids])
+    logprobs_N = torch.zeros(len(ids_N))
+    # Of the M scored tokens, N are the student's own: which, and the how manieth.
+    is_own_M = torch.tensor(
+        [rollouts[index].role == "student" for index in used for _ in rollouts[index].completion_ids]
+    )
+    place_M = is_own_M.cumsum(0) - 1
+
+    def divergence(student_CV: Tensor, part: slice) -> Tensor:
+        own_C = is_own_M[part].nonzero().squeeze(-1)
+        place_C = place_M[part][own_C]
+        teacher_CV = teacher.logits(hidden_ND[place_C.to(hidden_ND.device)])
+        logprobs_N[place_C] = token_logprobs(teacher_CV, ids_N[place_C].to(teacher_CV.device)).cpu()
+        own_C = own_C.to(student_CV.device)
+        kl_C = kl_student_teacher(student_CV[own_C].log_softmax(-1), teacher_CV.log_softmax(-1))
+        return kl_C.new_zeros(len(student_CV)).index_put((own_C,), kl_C)
+
+    scores = score(model, groups, pad_id=engine.pad_id, token_function=divergence)
+    lengths = [len(rollouts[index].completion_ids) for index in own]
+    for index, logprobs in zip(own, logprobs_N.split(lengths), strict=True):
+        rollouts[index] = replace(rollouts[index], teacher_logprobs=tuple(logprobs.tolist()))
+    return replace(batch, rollouts=tuple(rollouts)), used, scores
 
 
 def teacher_distributions(engine: Engine, batch: Batch, used: Sequence[int]) -> FrozenLogits:

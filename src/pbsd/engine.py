@@ -132,16 +132,17 @@ class Engine:
         return None if score is None else score >= self.args.success_threshold
 
     def score_teacher(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], *, reuse: bool
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], *, reuse: bool, only: Role | None = None
     ) -> tuple[list[Rollout], Metrics]:
-        """The rollouts with the teacher's log-probabilities of their tokens, under the teacher's prompt.
+        """The rollouts, all or those of one role with the teacher's log-probabilities of their tokens, under the
+        teacher's prompt.
 
         With `reuse`, the teacher's own samples keep those that the sampler recorded, all but the first, which is scored
         to tell the difference: `teacher/reuse_gap`, nats per token, is rounding as long as sampler and scorer agree.
         """
         own = [index for index, rollout in enumerate(rollouts) if rollout.role == "teacher"]
         kept = set(own[1:]) if reuse else set()
-        scored = [index for index in range(len(rollouts)) if index not in kept]
+        scored = [i for i, rollout in enumerate(rollouts) if i not in kept and only in (None, rollout.role)]
         groups, order = group_by_prompt(prompts, [rollouts[index] for index in scored], "teacher")
         with self.acting("teacher") as module:
             rows = score_frozen(module, groups, pad_id=self.pad_id, max_tokens=self.args.scoring_batch_tokens)
@@ -152,7 +153,7 @@ class Engine:
             first = rollouts[own[0]].sampler_logprobs
             gaps = [abs(ours - theirs) for ours, theirs in zip(logprobs[own[0]], first, strict=True)]
             metrics.observe("teacher/reuse_gap", [sum(gaps) / len(gaps)])
-        return [replace(rollout, teacher_logprobs=logprobs[i]) for i, rollout in enumerate(rollouts)], metrics
+        return [replace(rollout, teacher_logprobs=logprobs.get(i, ())) for i, rollout in enumerate(rollouts)], metrics
 
     def parts(self, batch: Batch, max_tokens: int) -> list[Batch]:
         """The batch in parts of whole prompts whose scoring under the student takes at most `max_tokens` tokens (a

@@ -10,6 +10,7 @@ import torch
 
 from pbsd import PBSDConfig, RFTConfig
 from pbsd.pairs import make_pairs
+from pbsd.samples import score_student
 
 LEAK = ["[a-m]"]
 
@@ -33,6 +34,11 @@ def lengths(completions, **columns):
 
 def collect(trainer):
     return trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
+
+
+def sequence_logprobs(trainer, batch):
+    used, scores = score_student(trainer.engine, trainer.model, batch, range(len(batch.rollouts)))
+    return dict(zip(used, scores.sequence_logprobs_B.tolist(), strict=True))
 
 
 def loss_and_gradient(trainer, batch):
@@ -101,18 +107,16 @@ def test_weighed_down_pairs_by_definition(make_pbsd):
 
     trainer.args.nll_coef = 1.0
     anchored = trainer.method.loss(trainer.model, guarded)[0].item() - loss.item()
-    nll = trainer.method._nll(
-        trainer.method._score(trainer.model, batch, range(len(batch.rollouts)), with_divergence=False)
-    )
-    assert anchored == pytest.approx(sum(w * v for w, v in zip(weights, nll.tolist(), strict=True)), rel=1e-4)
+    policy = sequence_logprobs(trainer, batch)
+    nll = [-policy[pair.chosen] / len(batch.rollouts[pair.chosen].completion_ids) for pair in batch.pairs]
+    assert anchored == pytest.approx(sum(w * v for w, v in zip(weights, nll, strict=True)), rel=1e-4)
 
 
 def test_weighed_down_imitation_by_definition(make_pbsd):
     """-sum_i v_i w_i log pi(y_i): v = softmax(reward / beta) over the prompt's teacher samples as without a guard."""
     trainer = make_pbsd(preference_coef=0.0, imitation_coef=1.0, leakage_guard="downweight", leakage_weight=0.3)
     batch, _ = collect(trainer)
-    rows = trainer.method._score(trainer.model, batch, range(len(batch.rollouts)), with_divergence=False)
-    policy = dict(zip(rows.used, rows.policy_B.tolist(), strict=True))
+    policy = sequence_logprobs(trainer, batch)
     expected = 0.0
     for prompt in range(6):
         own = [i for i, r in enumerate(batch.rollouts) if r.prompt == prompt and r.role == "teacher"]

@@ -44,8 +44,7 @@ class Slow:
 
     def __init__(self, trainer, batch):
         self.batch = batch
-        self.policy, self.tokens, self.kl = [], [], []
-        self.teacher = [rollout.teacher_logprob for rollout in batch.rollouts]
+        self.policy, self.tokens, self.kl, self.teacher = [], [], [], []
         for rollout in batch.rollouts:
             prompt, ids = batch.prompts[rollout.prompt], torch.tensor(rollout.completion_ids)[:, None]
             student = logprobs(trainer.model, prompt.student_ids, rollout.completion_ids)
@@ -53,6 +52,7 @@ class Slow:
                 teacher = logprobs(module, prompt.teacher_ids, rollout.completion_ids)
             self.tokens.append(student.gather(-1, ids).squeeze(-1))
             self.policy.append(self.tokens[-1].sum())
+            self.teacher.append(teacher.gather(-1, ids).sum().item())
             self.kl.append((student.exp() * (student - teacher)).sum(-1))
 
     def judged(self, prompt, *roles):
@@ -195,6 +195,30 @@ def test_exact_imitation_by_definition(make, is_union, is_failing):
     batch = collected(trainer)
     assert {rollout.correct for rollout in batch.rollouts} == {True, False, None}
     assert_same_step(trainer, batch, Slow(trainer, batch).exact_imitation(is_union, is_failing))
+
+
+@pytest.mark.usefixtures("chunks")
+def test_the_direct_term_scores_the_student_s_samples_for_all(make):
+    """Not scored by the teacher before: its distributions, which the direct term meets, give the log-probabilities
+    that imitation of the union and the records read."""
+    trainer = make(
+        **OFF, imitation_coef=1.0, direct_coef=1.0, imitation_weights="exact", reward_max=REWARD_MAX,
+        imitation_from="union", success_threshold=0.5,
+    )  # fmt: skip
+    batch = collected(trainer)
+    assert {(rollout.role, bool(rollout.teacher_logprobs)) for rollout in batch.rollouts} == {
+        ("student", False),
+        ("teacher", True),
+    }
+    slow = Slow(trainer, batch)
+    assert_same_step(trainer, batch, slow.exact_imitation(True, False) + slow.direct())
+    _, _, records = trainer.method.loss(trainer.model, batch)
+    sides = [side for pair in records if "chosen" in pair for side in (pair["chosen"], pair["rejected"])]
+    ratios = {side["text"]: side["log_ratio"] for side in sides if side["role"] == "student"}
+    for rollout, policy, teacher in zip(batch.rollouts, slow.policy, slow.teacher, strict=True):
+        if rollout.role == "student" and rollout.text in ratios:
+            assert ratios[rollout.text] == pytest.approx(policy.item() - teacher, abs=1e-3)
+    assert len(ratios) > 3
 
 
 COEFS = {"preference": 0.5, "group": 0.25, "imitation": 0.125, "direct": 2.0, "nll": 0.75}

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from pbsd.config import PBSDConfig
 from pbsd.config.pbsd import PROJECTIONS
-from pbsd.distillation import teacher_distributions
+from pbsd.distillation import score_with_divergence
 from pbsd.engine import Engine
 from pbsd.handover import Author, Handover, finish_teacher_samples, successes, successes_where_failing
-from pbsd.losses.divergence import kl_student_teacher
 from pbsd.losses.preference import group_log_variance_loss, preference_loss
 from pbsd.losses.projection import direct_loss, imitation_loss, mixture_log_ratio
 from pbsd.methods.method import EngineMethod
@@ -36,9 +35,9 @@ from pbsd.samples import (
     pair_record,
     pair_weight,
     rollout_record,
-    student_rows,
+    score_student,
 )
-from pbsd.scoring import Scores, score
+from pbsd.scoring import Scores
 from pbsd.teacher import Teacher
 
 
@@ -58,7 +57,9 @@ class PBSD(EngineMethod[PBSDConfig]):
         if args.measures_handover:
             metrics.merge(self._observe_handover(prompts, [rollout for rollout in rollouts if rollout.weight], step))
         reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
-        rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=reuse)
+        # The direct term meets the teacher's distributions at the student's samples, and scores them by the way.
+        only: Role | None = "teacher" if args.at_step("direct_coef", step) else None
+        rollouts, scoring_metrics = engine.score_teacher(prompts, rollouts, reuse=reuse, only=only)
         metrics.merge(scoring_metrics)
         # Without a pair term in the objective too: margins and what tells the sides apart are watched in any run.
         pairs, dropped = make_pairs(
@@ -134,7 +135,11 @@ class PBSD(EngineMethod[PBSDConfig]):
         if not indices:
             return no_loss(self.engine, model, batch)
         here = self._numbers(batch)
-        rows = self._score(model, batch, indices, with_divergence=bool(coefs["direct"] and here["direct"]))
+        if coefs["direct"]:
+            batch, used, scores = score_with_divergence(self.engine, model, batch, indices)
+        else:
+            used, scores = score_student(self.engine, model, batch, indices)
+        rows = _Rows(batch, used, scores)
         numbers = batch.totals or here
         unit = self._unit(batch)
         metrics = Metrics()
@@ -228,29 +233,6 @@ class PBSD(EngineMethod[PBSDConfig]):
         )
 
     # How the terms are scored and weighed
-
-    def _score(self, model: nn.Module, batch: Batch, indices: Sequence[int], *, with_divergence: bool) -> _Rows:
-        """One forward pass; with KL(pi || T) over the vocabulary at the tokens of the student's own samples."""
-        groups, used = student_rows(batch, indices)
-        if not with_divergence:
-            return _Rows(batch, used, score(model, groups, pad_id=self.engine.pad_id))
-        own = [index for index in used if batch.rollouts[index].role == "student"]
-        teacher = teacher_distributions(self.engine, batch, own)
-        hidden_MD = torch.cat(teacher.hidden)
-        is_own_M = torch.tensor(
-            [batch.rollouts[index].role == "student" for index in used for _ in batch.rollouts[index].completion_ids]
-        )
-        place_M = is_own_M.cumsum(0) - 1
-
-        def divergence(student_CV: Tensor, part: slice) -> Tensor:
-            own_C = is_own_M[part].nonzero().squeeze(-1)
-            teacher_CV = teacher.logits(hidden_MD[place_M[part][own_C].to(hidden_MD.device)])
-            kl_C = kl_student_teacher(
-                student_CV[own_C.to(student_CV.device)].log_softmax(-1), teacher_CV.log_softmax(-1)
-            )
-            return kl_C.new_zeros(len(student_CV)).index_put((own_C.to(kl_C.device),), kl_C)
-
-        return _Rows(batch, used, score(model, groups, pad_id=self.engine.pad_id, token_function=divergence))
 
     def _coefs(self, batch: Batch) -> dict[str, float]:
         step = int(batch.totals.get("step", 0))
