@@ -209,6 +209,31 @@ def test_choices_are_shown(written):
     assert rows["d"][3:] == ["beta 2", "taken over from sparse 1m"]
 
 
+def test_what_other_options_would_have_cost(written):
+    """Over two places of a scale 50 and 10: mean 30, lowest 10; a place with an open trial counts for none of them, and
+    another scale is counted by itself."""
+
+    def choice(world, scale, slow, fast):
+        trials = [
+            {"options": {"learning_rate": rate}, "validation_accuracy": accuracy}
+            for rate, accuracy in ((0.001, slow), (0.01, fast))
+        ]
+        return {"method": "a", "task": "tools", "world": world, "scale": scale, "chosen": None, "trials": trials}
+
+    choices = [
+        choice("dense", "1m", 0.4, 0.5), choice("sparse", "1m", 0.6, 0.1), choice("noisy", "1m", 0.9, None),
+        choice("dense", "4m", 0.7, 0.2),
+    ]  # fmt: skip
+    text = make_table(read_findings(written(choices=choices)))
+    lines = text[text.index("### What other options would have cost") :].split("\n")[6:]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line] == [
+        ["1m", "a", "learning_rate 0.001", "2", "50.0", "40.0"],
+        ["1m", "a", "learning_rate 0.01", "2", "30.0", "10.0"],
+        ["4m", "a", "learning_rate 0.001", "1", "70.0", "70.0"],
+        ["4m", "a", "learning_rate 0.01", "1", "20.0", "20.0"],
+    ]
+
+
 def test_no_run_at_all_makes_a_table_too(written):
     assert "## Missing: 10 of 10 runs" in make_table(read_findings(written({})))
 

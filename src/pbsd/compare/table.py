@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pbsd.compare.files import TABLE, write_text
 from pbsd.compare.findings import Findings, read_findings
+from pbsd.compare.markdown import TitledRows, cell_name, counted, markdown_table, percent
 from pbsd.compare.statistics import Interval, average_ranks, crossed_interval
 from pbsd.compare.study import Cell
+from pbsd.compare.training_tables import choices_section, usage_section
 
-_EQUAL_TOKENS = 1.02
-"""Ratio of mean generated tokens up to which they are called equal."""
 CLOSE = 0.9
 """Share of the best method's final accuracy that tokens are counted to."""
-
-TitledRows = tuple[Sequence[str], list[list[str]]]
-"""Of a table that the report shows too: its titles and its rows."""
 
 
 def write_table(folder: Path) -> str:
@@ -45,7 +39,7 @@ def make_table(findings: Findings) -> str:
             parts += _comparison(findings, methods, cells)
     if findings.missing:
         parts += _two_by_two(findings)
-    parts += [*_cell_tables(findings), *_usage(findings), *_choices(findings)]
+    parts += [*_cell_tables(findings), *usage_section(findings), *choices_section(findings)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +70,7 @@ def _missing(findings: Findings) -> list[str]:
     for (cell, method), own in seeds.items():
         lacking.setdefault((cell, tuple(own)), []).append(method)
     lines = [
-        f"- {_cell(cell)}: seeds {', '.join(map(str, own))} of {', '.join(methods)}"
+        f"- {cell_name(cell)}: seeds {', '.join(map(str, own))} of {', '.join(methods)}"
         for (cell, own), methods in lacking.items()
     ]
     return [f"## Missing: {len(findings.missing)} of {len(findings.planned)} runs", "\n".join(lines)]
@@ -87,14 +81,14 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
     first, *others = methods
     counts = sorted({len(seeds) for seeds in cells.values()})
     seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
-    title = f"## {', '.join(methods)}: {_counted(len(cells), 'cell')}, {seeds}"
+    title = f"## {', '.join(methods)}: {counted(len(cells), 'cell')}, {seeds}"
     accuracy = {method: mean_accuracy(findings, cells, method) for method in methods}
     lead = {method: paired_lead(findings, cells, first, method) for method in others}
     ranks = mean_ranks(findings, cells, methods)
-    whole = _table(
+    whole = markdown_table(
         ["method", "average rank", "accuracy, %", f"lead of {first} over it, points"],
         (
-            [method, f"{ranks[method]:.2f}", _percent(accuracy[method]), _percent(lead.get(method), signed=True)]
+            [method, f"{ranks[method]:.2f}", percent(accuracy[method]), percent(lead.get(method), signed=True)]
             for method in methods
         ),
     )
@@ -104,10 +98,10 @@ def _comparison(findings: Findings, methods: Sequence[str], cells: Mapping[Cell,
         texts = [f"{100 * mean_accuracy(findings, own, first).estimate:.1f} (rank {ranks[first]:.1f})"]
         for method in others:
             estimate = 100 * mean_accuracy(findings, own, method).estimate
-            texts.append(f"{estimate:.1f}; {_percent(paired_lead(findings, own, first, method), signed=True)}")
+            texts.append(f"{estimate:.1f}; {percent(paired_lead(findings, own, first, method), signed=True)}")
         parts.append([name, *texts])
     note = f"By task, world and scale: accuracy in %, and the lead of {first} in points."
-    return [title, whole, note, _table(["", *methods], parts)]
+    return [title, whole, note, markdown_table(["", *methods], parts)]
 
 
 def _two_by_two(findings: Findings) -> list[str]:
@@ -119,7 +113,7 @@ def _two_by_two(findings: Findings) -> list[str]:
         cells = findings.comparable([first, method])
         if cells and not any(method in methods and cells == own for methods, own in shown):
             own, leader = (100 * mean_accuracy(findings, cells, name).estimate for name in (method, first))
-            lead = _percent(paired_lead(findings, cells, first, method), signed=True)
+            lead = percent(paired_lead(findings, cells, first, method), signed=True)
             runs = sum(map(len, cells.values()))
             rows.append([method, str(len(cells)), str(runs), f"{own:.1f}", f"{leader:.1f}", lead])
             parts = {cell: paired_lead(findings, {cell: seeds}, first, method) for cell, seeds in cells.items()}
@@ -139,9 +133,9 @@ def _two_by_two(findings: Findings) -> list[str]:
     return [
         f"## {first} and each other method, over the cells and seeds that both have finished",
         "Rows may be of different cells. A cell with one seed leaves a row without an interval.",
-        _table(titles, rows),
+        markdown_table(titles, rows),
         f"The lead of {first} by cell, points.",
-        _table(["method", *map(_cell, findings.cells)], by_cell),
+        markdown_table(["method", *map(cell_name, findings.cells)], by_cell),
     ]
 
 
@@ -187,11 +181,11 @@ def _cell_tables(findings: Findings) -> list[str]:
     titles = ["cell", *methods]
 
     def by_cell(entry: Callable[[Cell, str], str]) -> list[list[str]]:
-        return [[_cell(cell), *(entry(cell, method) for method in methods)] for cell in findings.cells]
+        return [[cell_name(cell), *(entry(cell, method) for method in methods)] for cell in findings.cells]
 
     def accuracy(cell: Cell, method: str) -> str:
         seeds = findings.seeds(cell, [method])
-        return _percent(mean_accuracy(findings, {cell: seeds}, method)) if seeds else ""
+        return percent(mean_accuracy(findings, {cell: seeds}, method)) if seeds else ""
 
     drops = {
         method: [100 * curve.drop for cell in findings.cells if (curve := findings.curve(cell, method))]
@@ -210,11 +204,11 @@ def _cell_tables(findings: Findings) -> list[str]:
     return [
         "## By cell\n\nEvery method over all seeds that it has finished.",
         "### Test accuracy, %",
-        _table(titles, by_cell(accuracy)),
+        markdown_table(titles, by_cell(accuracy)),
         f"### Generated tokens to {CLOSE:.0%} of the best method's final validation accuracy",
-        _table(titles, by_cell(lambda cell, method: tokens_to_best(findings, cell, method))),
+        markdown_table(titles, by_cell(lambda cell, method: tokens_to_best(findings, cell, method))),
         "### Drop of validation accuracy from its peak to the end, points",
-        _table(titles, [*by_cell(drop), *summary]),
+        markdown_table(titles, [*by_cell(drop), *summary]),
         *_race(findings, methods),
     ]
 
@@ -244,7 +238,10 @@ def _race(findings: Findings, methods: Sequence[str]) -> list[str]:
     titles, rows = race(findings, methods)
     if not rows:
         return []
-    return [f"### Tokens of {methods[0]} to the best validation accuracy of another method", _table(titles, rows)]
+    return [
+        f"### Tokens of {methods[0]} to the best validation accuracy of another method",
+        markdown_table(titles, rows),
+    ]
 
 
 def race(findings: Findings, methods: Sequence[str]) -> TitledRows:
@@ -268,125 +265,3 @@ def race(findings: Findings, methods: Sequence[str]) -> TitledRows:
             rows.append([method, f"{reached} of {len(ratios)}", "never" if math.isinf(middle) else f"{middle:.2f}"])
     titles = ["method", f"cells in which {first} reaches its best", f"median tokens of {first}, as a share of its own"]
     return titles, rows
-
-
-def _usage(findings: Findings) -> list[str]:
-    titles, rows = usage(findings)
-    if not rows:
-        return []
-    equal = len({row[-1] for row in rows}) == 1
-    note = "equal for all methods" if equal else "**not equal for all methods**, which favours those with more"
-    return [
-        "## What training used",
-        _table(titles, rows),
-        f"The number of distinct prompts per step is {note}.",
-        *_unequal_tokens(findings),
-    ]
-
-
-def _unequal_tokens(findings: Findings) -> list[str]:
-    """Where runs of some methods generated more than those of others, by the means of a cell."""
-    spent: dict[Cell, dict[str, list[int]]] = {}
-    for run in findings.choices["runs"]:
-        if run["generated_tokens"]:
-            cell = Cell(run["task"], run["world"], run["scale"])
-            spent.setdefault(cell, {}).setdefault(run["method"], []).append(run["generated_tokens"])
-    lines = []
-    for cell, by_method in spent.items():
-        means = {method: statistics.fmean(tokens) for method, tokens in by_method.items()}
-        least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        if means[most] > _EQUAL_TOKENS * means[least]:
-            lines.append(f"- {_cell(cell)}: {most} {means[most]:,.0f}, {least} {means[least]:,.0f}")
-    title = f"Mean generated tokens differ by more than {_EQUAL_TOKENS - 1:.0%}, of the most and the least:"
-    return [title, "\n".join(lines)] if lines else []
-
-
-def usage(findings: Findings) -> TitledRows:
-    """What training used, by method."""
-    runs = findings.choices["runs"]
-    rows = []
-    for method in findings.methods:
-        own = [run for run in runs if run["method"] == method]
-        if not own:
-            continue
-        rows.append(
-            [
-                method,
-                str(len(own)),
-                f"{statistics.fmean(run['steps'] for run in own):,.0f}",
-                f"{statistics.fmean(run['generated_tokens'] for run in own):,.0f}",
-                _counts(run["ended_by"] for run in own),
-                _counts(rule for run in own for rule in run["alarms"]),
-                ", ".join(map(str, sorted({run["prompts_per_step"] for run in own}))),
-            ]
-        )
-    titles = [
-        "method",
-        "runs",
-        "mean steps",
-        "mean generated tokens",
-        "ended by",
-        "runs with an alarm",
-        "prompts per step",
-    ]
-    return titles, rows
-
-
-def _choices(findings: Findings) -> list[str]:
-    titles, rows = chosen_options(findings)
-    return ["## Chosen options", _table(titles, rows)] if rows else []
-
-
-def chosen_options(findings: Findings) -> TitledRows:
-    """What was tuned to, and what the trials found."""
-    rows = []
-    for choice in findings.choices["choices"]:
-        tried = [trial["validation_accuracy"] for trial in choice.get("trials", [])]
-        scores = " ".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in tried)
-        rows.append(
-            [
-                choice["method"],
-                choice["task"],
-                choice["world"],
-                choice["scale"],
-                "open" if choice["chosen"] is None else _options(choice["chosen"]),
-                scores if tried else _taken_over(choice),
-            ]
-        )
-    return ["method", "task", "world", "scale", "chosen", "validation accuracy of the trials, %"], rows
-
-
-def _taken_over(choice: Mapping[str, Any]) -> str:
-    if "decided_in" in choice:
-        return f"taken over from {choice['decided_in']['world']} {choice['decided_in']['scale']}"
-    return f"taken over from another study's {choice['chosen_for']}"
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
-    return ", ".join(f"{name} {text}" for name, text in texts.items())
-
-
-def _counts(words: Iterable[str]) -> str:
-    return ", ".join(f"{word} {count}" for word, count in sorted(Counter(words).items()))
-
-
-def _cell(cell: Cell) -> str:
-    return f"{cell.task} {cell.world} {cell.scale}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _percent(interval: Interval | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return ""
-    form = "+.1f" if signed else ".1f"
-    estimate, low, high = (format(100 * value, form) for value in (interval.estimate, interval.low, interval.high))
-    return estimate if math.isnan(interval.low) else f"{estimate} [{low}, {high}]"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

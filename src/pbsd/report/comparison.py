@@ -17,8 +17,8 @@ from pbsd.compare.table import (
     parts_of,
     race,
     tokens_to_best,
-    usage,
 )
+from pbsd.compare.training_tables import usage
 from pbsd.intervals import Interval, logit_interval
 from pbsd.report.charts import dots
 from pbsd.report.elements import MISSING, Chart, Choice, Section, Table, interval

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pbsd.compare.table import chosen_options
+from pbsd.compare.training_tables import chosen_options
 from pbsd.report.elements import MISSING, Section, Table
 from pbsd.report.runs import Run
 from pbsd.report.study import Study
