@@ -118,6 +118,8 @@ def finish_teacher_samples(
     """The first teacher sample of every prompt, finished by the student from its middle and graded, and how many
     tokens that took."""
     begun = {rollout.prompt: rollout for rollout in reversed(rollouts) if rollout.role == "teacher"}
+    if not begun:
+        return [], 0
     starts = {index: rollout.completion_ids[: len(rollout.completion_ids) // 2] for index, rollout in begun.items()}
     continued = [
         replace(prompt, student_ids=prompt.student_ids + starts.get(i, ())) for i, prompt in enumerate(prompts)

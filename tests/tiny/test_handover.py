@@ -105,27 +105,34 @@ def test_the_weight_of_imitation_is_multiplied(make_trainer):
 
 
 def test_samples_that_the_guard_drops_are_not_asked(make_trainer):
-    """The student finishes the first teacher sample of a prompt that does not leak, and T is of those alone; where all
-    leak there is nothing to finish, and the handover is unknown."""
+    """The student finishes the first teacher sample of a prompt that does not leak; T is of those alone, and S of these
+    prompts: the student fails on the prompts all of whose teacher samples leak, which S must not see."""
+    options = {**GATED, "leakage_guard": "drop", "num_teacher_generations": 2}
+    probe = make_trainer(**options, leakage_phrases=["[a-m]"])
+    batch, _ = probe.method.collect(probe.train_dataset.prompts[:6], 0)
+    taught = [rollout for rollout in batch.rollouts if rollout.role == "teacher"]
+    first = {rollout.prompt: rollout for rollout in reversed(taught) if rollout.weight}
+    assert 0 < len(first) < 6
+    assert any(first[rollout.prompt] != rollout for rollout in taught[::2] if rollout.prompt in first)
+    failing = {rollout.text for rollout in batch.rollouts if rollout.role == "student" and rollout.prompt not in first}
+    graded = []
 
     def reward(completions, **columns):
         graded.append(list(completions))
-        return [1.0] * len(completions)
+        return [float(text not in failing) for text in completions]
 
-    graded = []
-    options = {**GATED, "leakage_guard": "drop", "num_teacher_generations": 3}
     trainer = make_trainer(rewards=reward, **options, leakage_phrases=["[a-m]"])
-    batch, metrics = trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
-    taught = [rollout for rollout in batch.rollouts if rollout.role == "teacher"]
-    first = {rollout.prompt: rollout for rollout in reversed(taught) if rollout.weight}
-    assert first != {rollout.prompt: rollout for rollout in reversed(taught)}
+    trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
     halves = [first[prompt].completion_ids[: len(first[prompt].completion_ids) // 2] for prompt in sorted(first)]
-    assert len(graded[-1]) == len(first)
     for whole, half in zip(graded[-1], halves, strict=True):
         assert whole.startswith(trainer.engine.tokenizer.decode(half, skip_special_tokens=True))
-    assert trainer.method.handover.counts["teacher"] == len(first)
+    handover = trainer.method.handover
+    assert handover.counts["student"] == handover.counts["teacher"] == handover.sums["student"] == len(first)
 
-    trainer = make_trainer(rewards=reward, **options, leakage_phrases=["."])
+
+def test_where_the_guard_drops_all_the_handover_is_unknown(make_trainer):
+    """There is nothing to finish, and nothing to grade."""
+    trainer = make_trainer(**GATED, leakage_guard="drop", leakage_phrases=["."])
     _, metrics = trainer.method.collect(trainer.train_dataset.prompts[:6], 0)
     assert trainer.method.handover.value == 1.0
     assert metrics.counts["tokens/handover"] == 0

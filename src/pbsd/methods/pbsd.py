@@ -55,7 +55,7 @@ class PBSD(EngineMethod[PBSDConfig]):
         rollouts, guard_metrics = guard_leakage(rollouts, args)
         metrics.merge(guard_metrics)
         if args.measures_handover:
-            metrics.merge(self._observe_handover(prompts, [rollout for rollout in rollouts if rollout.weight], step))
+            metrics.merge(self._observe_handover(prompts, rollouts, step))
         reuse = args.reuse_sampler_logprobs and not args.sampling_params().generation_kwargs
         # The direct term meets the teacher's distributions at the student's samples, and scores them by the way.
         only: Role | None = "teacher" if args.at_step("direct_coef", step) else None
@@ -98,8 +98,11 @@ class PBSD(EngineMethod[PBSDConfig]):
         return self.sample(prompts, {"student": first}, step, then=second)
 
     def _observe_handover(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], step: int) -> Metrics:
-        finished, tokens = finish_teacher_samples(self.engine, prompts, rollouts, step)
-        by_role = dict(sampled_by_role(rollouts))
+        kept = [rollout for rollout in rollouts if rollout.weight]
+        taught = {rollout.prompt for rollout in kept if rollout.role == "teacher"}
+        asked = [rollout for rollout in kept if rollout.prompt in taught]  # success rates of the same prompts
+        finished, tokens = finish_teacher_samples(self.engine, prompts, asked, step)
+        by_role = dict(sampled_by_role(asked))
         samples: dict[Author, list[Rollout]] = {
             "student": by_role.get("student", []),
             "teacher": by_role.get("teacher", []),
