@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pbsd.config import DistillationConfig
 from pbsd.engine import Engine
-from pbsd.logprobs import token_entropy, token_logprobs
+from pbsd.logprobs import token_entropy
 from pbsd.losses.divergence import (
     coarsen,
     divergence_terms,
@@ -40,7 +40,7 @@ def distill(
 
     `metrics` gets `health/teacher_entropy` and `teacher/token_kl`, KL(T || pi): means over the student's tokens, in
     nats, at temperature 1 and over the whole vocabulary whatever the options. By `sampled_token`, where whole
-    distributions never meet, the latter is estimated from the tokens."""
+    distributions never meet, the latter is estimated from the tokens, as is `teacher/token_kl_student_teacher`."""
     groups, used = student_rows(batch, indices)
     if args.distillation_mode == "sampled_token":
         scores = score(model, groups, pad_id=engine.pad_id)
@@ -49,7 +49,9 @@ def distill(
         metrics.observe("health/teacher_entropy", entropy_BT[own_BT].tolist())
         estimate_BT = reweighted_kl_teacher_student(scores.logprobs_BT, teacher_BT)
         metrics.observe("teacher/token_kl", estimate_BT[own_BT].tolist())
-        return used, scores, sampled_kl_student_teacher(scores.logprobs_BT, teacher_BT)
+        divergence_BT = sampled_kl_student_teacher(scores.logprobs_BT, teacher_BT)
+        metrics.observe("teacher/token_kl_student_teacher", divergence_BT[own_BT].tolist())
+        return used, scores, divergence_BT
     teacher = teacher_distributions(engine, batch, used)
     hidden_MD = torch.cat(teacher.hidden)
     measured: dict[int, tuple[Tensor, Tensor]] = {}
@@ -97,8 +99,8 @@ def score_with_divergence(
     engine: Engine, model: nn.Module, batch: Batch, indices: Sequence[int]
 ) -> tuple[Batch, list[int], Scores]:
     """The student's scores of rollouts of both roles with, as `extra_BT`, KL(pi || T) over the vocabulary at the tokens
-    of its own, with gradient, 0 at the teacher's (None where the student has none); which rollout each row is; and the
-    batch whose student samples have the teacher's log-probabilities, which its distributions give by the way."""
+    of its own, with gradient, 0 at the teacher's (None if no sample is the student's); which rollout each row is; and
+    the batch whose student samples have the teacher's log-probabilities, which its distributions give by the way."""
     groups, used = student_rows(batch, indices)
     rollouts = list(batch.rollouts)
     own = [index for index in used if rollouts[index].role == "student"]
@@ -106,8 +108,9 @@ def score_with_divergence(
         return batch, used, score(model, groups, pad_id=engine.pad_id)
     teacher = teacher_distributions(engine, batch, own)
     hidden_ND = torch.cat(teacher.hidden)
-    ids_N = torch.tensor([token for index in own for token in rollouts[index].completion_ids])
-    logprobs_N = torch.zeros(len(ids_N))
+    ids = [token for index in own for token in rollouts[index].completion_ids]
+    ids_N = torch.tensor(ids, device=hidden_ND.device)
+    logprobs_N = torch.zeros(len(ids_N), device=hidden_ND.device)
     # Of the M scored tokens, N are the student's own: which, and the how manieth.
     is_own_M = torch.tensor(
         [rollouts[index].role == "student" for index in used for _ in rollouts[index].completion_ids]
@@ -117,10 +120,11 @@ def score_with_divergence(
     def divergence(student_CV: Tensor, part: slice) -> Tensor:
         own_C = is_own_M[part].nonzero().squeeze(-1)
         place_C = place_M[part][own_C]
-        teacher_CV = teacher.logits(hidden_ND[place_C.to(hidden_ND.device)])
-        logprobs_N[place_C] = token_logprobs(teacher_CV, ids_N[place_C].to(teacher_CV.device)).cpu()
+        place_C = place_C.to(hidden_ND.device)
+        teacher_CV = teacher.logits(hidden_ND[place_C]).log_softmax(-1)
+        logprobs_N[place_C] = teacher_CV.gather(-1, ids_N[place_C][:, None]).squeeze(-1)
         own_C = own_C.to(student_CV.device)
-        kl_C = kl_student_teacher(student_CV[own_C].log_softmax(-1), teacher_CV.log_softmax(-1))
+        kl_C = kl_student_teacher(student_CV[own_C].log_softmax(-1), teacher_CV)
         return kl_C.new_zeros(len(student_CV)).index_put((own_C,), kl_C)
 
     scores = score(model, groups, pad_id=engine.pad_id, token_function=divergence)

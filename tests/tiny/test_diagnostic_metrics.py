@@ -99,7 +99,7 @@ def test_the_teacher_at_the_student_s_tokens_by_definition(make_method, mode):
         for parameter in trainer.model.parameters():
             parameter.mul_(2.0)
     batch, metrics = step_metrics(trainer)
-    entropies, divergences = [], []
+    entropies, divergences, ratios = [], [], []
     for rollout in batch.rollouts:
         prompt = batch.prompts[rollout.prompt]
         with trainer.method.teacher.acting() as teacher:
@@ -110,12 +110,16 @@ def test_the_teacher_at_the_student_s_tokens_by_definition(make_method, mode):
             ids = torch.tensor(rollout.completion_ids)[:, None]
             rho = (own - student).gather(-1, ids).squeeze(-1).double().exp()
             divergences += (rho * rho.log() - rho + 1).tolist()
+            ratios += (-rho.log()).tolist()
         else:
             divergences += (own.exp() * (own - student)).sum(-1).tolist()
     summary = metrics.summary()
     assert summary["health/teacher_entropy"] == pytest.approx(fmean(entropies), rel=1e-4)
     assert summary["teacher/token_kl"] == pytest.approx(fmean(divergences), rel=1e-4)
     assert summary["teacher/token_kl"] > 0.01
+    assert ("teacher/token_kl_student_teacher" in summary) == (mode == "sampled_token")
+    if mode == "sampled_token":
+        assert summary["teacher/token_kl_student_teacher"] == pytest.approx(fmean(ratios), rel=1e-4)
 
 
 def test_of_the_pairs(make_trainer):

@@ -145,6 +145,25 @@ def test_a_teacher_that_starts_below_its_student():
     assert alarms_of({"reward/student": [0.4] * 45, "reward/teacher": [0.33] * 45}, "misleading_teacher", 0.1)
     assert not alarms_of({"reward/student": [0.4] * 5 + later, "reward/teacher": [0.4] * 45})
     assert not alarms_of({"reward/student": student + later})  # a method whose teacher writes nothing
+    monitor = AlarmMonitor(resolve_thresholds({}), WINDOW)
+    for step in range(1, 6):
+        monitor.observe(step, {"reward/student": 0.4, "reward/teacher": 0.3})
+    assert monitor.firing == ["misleading_teacher"]
+    monitor.observe(6, {"reward/student": 0.4, "reward/teacher": 0.3})
+    assert monitor.firing == []
+
+
+def test_a_run_that_goes_on_without_the_teacher_s_start_is_not_judged_by_it():
+    """A checkpoint from before the rule: the student's first values are long past when the teacher's come."""
+    monitor, other = (AlarmMonitor(resolve_thresholds({}), WINDOW) for _ in range(2))
+    for step in range(1, 31):
+        monitor.observe(step, {"reward/student": 0.4, "reward/teacher": 0.3 if step > 5 else 0.4})
+    state = monitor.state_dict()
+    del state["series"]["teacher_reward"], state["silent_for"]["misleading_teacher"]
+    other.load_state_dict(json.loads(json.dumps(state)))
+    assert not [
+        a for step in range(31, 61) for a in other.observe(step, {"reward/student": 0.4, "reward/teacher": 0.1})
+    ]
 
 
 def test_windows_that_are_compared_do_not_overlap():
@@ -215,6 +234,16 @@ def test_kl_may_grow_as_far_as_the_target_lies_from_the_teacher():
     assert reached == pytest.approx(6.7, abs=0.01)
     assert not alarms_of({"teacher/kl_teacher_student": noisy(0.1, 30) + noisy(reached, 30)})
     assert alarms_of({"teacher/kl_teacher_student": noisy(0.1, 30) + noisy(11, 30)})
+
+
+def test_sampled_tokens_have_the_alarm_on_what_they_learn_from():
+    """KL(pi || T), where it is logged: the estimate of the other one stays near 1 nat far from the teacher."""
+    series = {
+        "teacher/token_kl": noisy(0.3, 30) + noisy(1.0, 30),
+        "teacher/token_kl_student_teacher": noisy(0.5, 30) + noisy(4.0, 30),
+    }
+    (alarm,) = alarms_of(series, "token_kl_blow_up")
+    assert "per token, at the start 0.496" in alarm.message
 
 
 def test_multiples_of_almost_no_token_kl_are_quiet():

@@ -330,6 +330,8 @@ def test_the_other_divergence_by_reweighting():
     values = reweighted_kl_teacher_student(own, torch.tensor([-3.0, -INF, -1.0]))
     assert values.tolist() == pytest.approx([1 - 3 * math.exp(-2), 1.0, 0.0])
     assert not values.requires_grad
+    near = reweighted_kl_teacher_student(torch.zeros(2), torch.tensor([1e-2, -1e-2]))  # x^2 / 2 but for x^3 / 3
+    assert near.tolist() == pytest.approx([5e-5 + 1e-6 / 3, 5e-5 - 1e-6 / 3], rel=1e-2)
 
 
 def test_what_the_gradient_of_each_estimator_estimates():

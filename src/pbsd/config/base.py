@@ -128,7 +128,9 @@ class RolloutConfig(TrainingArguments):
         + ".",
     )
     alarm_window: int = option(
-        20, "Logs that a rule looks at, at least 5. A rule that compares with the start is silent for two windows."
+        20,
+        "Logs that a rule looks at, at least 5. A rule that compares with the start is silent for two windows; "
+        "misleading_teacher looks at the first 5 alone.",
     )
     on_alarm: Literal["warn", "stop"] = option(
         "warn",

@@ -49,7 +49,7 @@ class Rule:
         meaning: when it fires; `{}` is the threshold.
         series: what it reads, by the names of `SERIES`; the first one's window is the rule's. Others may be missing.
         advice: what people do about it.
-        at_start: whether it reads the first values alone and so need not wait for a whole window.
+        at_start: whether it judges the first `EARLY` values alone and so does not wait for a whole window.
     """
 
     threshold: float
@@ -70,15 +70,17 @@ SERIES: dict[str, tuple[str, ...]] = {
     "chosen": ("teacher/log_ratio_chosen", "reference/log_ratio_chosen"),
     "margin": ("pairs/margin",),
     "kl": ("teacher/kl_teacher_student",),
-    "token_kl": ("teacher/token_kl",),
+    "token_kl": ("teacher/token_kl_student_teacher", "teacher/token_kl"),
     "gradient": ("grad_norm",),
 }
 """Name -> the metric it reads, the first that is logged. A metric that a method lacks keeps its rules silent."""
 
 
 def _misleading_teacher(series: Mapping[str, Series], threshold: float) -> str | None:
-    teacher, student = series["teacher_reward"].early, series["reward"].early
-    if teacher is None or student is None or not student.above(teacher):
+    if not len(series["teacher_reward"].values) == len(series["reward"].values) == EARLY:
+        return None  # once, and not where a run goes on from a checkpoint without one of them
+    teacher, student = series["teacher_reward"].now, series["reward"].now
+    if not student.above(teacher):
         return None
     if student.mean - teacher.mean <= threshold * abs(student.mean):
         return None
@@ -148,7 +150,7 @@ def _kl_growth(name: str, floor: float, unit: str) -> Check:
             return None
         if kl.mean - start.mean <= max((threshold - 1) * abs(start.mean), floor):
             return None
-        return f"KL(teacher || student) is {kl.mean:.3g} nats per {unit}, at the start {start.mean:.3g}"
+        return f"the KL between teacher and student is {kl.mean:.3g} nats per {unit}, at the start {start.mean:.3g}"
 
     return check
 
@@ -230,7 +232,7 @@ RULES: dict[str, Rule] = {
     ),
     "token_kl_blow_up": Rule(
         3.0,
-        "KL(teacher || student) at the student's tokens, of methods that match the teacher there, is more than {} "
+        "the KL between teacher and student at the student's tokens, where a method learns from it, is more than {} "
         f"times what it was at the start, and {TOKEN_KL_FLOOR:g} nats per token more",
         ("token_kl",),
         _kl_growth("token_kl", TOKEN_KL_FLOOR, "token"),
