@@ -367,6 +367,19 @@ def test_a_checkpoint_from_before_a_rule_is_taken():
     assert [alarm.rule for alarm in found] == ["token_kl_blow_up"]
 
 
+def test_a_checkpoint_from_before_the_first_values_were_kept_is_taken():
+    state = AlarmMonitor(resolve_thresholds({}), WINDOW).state_dict()
+    for one in state["series"].values():
+        del one["early"]
+    monitor = AlarmMonitor(resolve_thresholds({}), WINDOW)
+    monitor.load_state_dict(state)
+    rewards = noisy(0.8, 30) + noisy(0.1, 30)
+    found = [
+        alarm for step, reward in enumerate(rewards) for alarm in monitor.observe(step, {"reward/student": reward})
+    ]
+    assert [alarm.rule for alarm in found] == ["reward_collapse"]
+
+
 def test_another_window_is_refused():
     with pytest.raises(ValueError, match="alarm_window is 10, this run's is 12"):
         AlarmMonitor({}, 12).load_state_dict(AlarmMonitor({}, 10).state_dict())

@@ -330,5 +330,6 @@ class AlarmMonitor:
             one = Series(self.window)
             one.values.extend(saved["values"])
             one.steps.extend(saved["steps"])
-            one.early, one.first, one.best = (saved[key] and Level(**saved[key]) for key in ("early", "first", "best"))
+            levels = (saved.get(key) for key in ("early", "first", "best"))
+            one.early, one.first, one.best = (level and Level(**level) for level in levels)
             self.series[name] = one
