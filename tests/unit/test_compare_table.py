@@ -154,6 +154,19 @@ def test_a_drop_of_one_seed_that_the_mean_hides_is_in_the_table(written):
     (folder / CURVES).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     drops = rows_of(make_table(read_findings(folder)), "### Drop")
     assert (drops["largest"][0], drops["largest of a run"][0]) == ("0.0", "10.0")
+    assert drops["deepest fall on the way, of a run"] == ["10.0", "0.0", "0.0"]
+
+
+def test_a_fall_that_was_made_up_for_is_in_the_table(written):
+    """Method b in one run: 0.5, then 0.2, and it ends at its best."""
+    folder = written()
+    rows = read_rows(folder / CURVES)
+    own = [row for row in rows if (row["method"], row["seed"], row["world"]) == ("b", 1, "dense")]
+    for row, accuracy in zip(own, (0.5, 0.2, 0.9), strict=True):
+        row["validation_accuracy"] = accuracy
+    (folder / CURVES).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    drops = rows_of(make_table(read_findings(folder)), "### Drop")
+    assert (drops["largest of a run"][1], drops["deepest fall on the way, of a run"][1]) == ("0.0", "30.0")
 
 
 def test_unequal_generated_tokens_are_reported(written):

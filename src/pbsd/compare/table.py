@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from pbsd.compare.files import TABLE, write_text
@@ -200,6 +201,7 @@ def _cell_tables(findings: Findings) -> list[str]:
         ["mean", *(f"{statistics.fmean(drops[method]):.1f}" for method in methods)],
         ["largest", *(f"{max(drops[method]):.1f}" for method in methods)],
         ["largest of a run", *(f"{100 * largest_drop(findings, method):.1f}" for method in methods)],
+        ["deepest fall on the way, of a run", *(f"{100 * deepest_fall(findings, method):.1f}" for method in methods)],
     ]
     return [
         "## By cell\n\nEvery method over all seeds that it has finished.",
@@ -216,6 +218,12 @@ def _cell_tables(findings: Findings) -> list[str]:
 def largest_drop(findings: Findings, method: str) -> float:
     """Of validation accuracy from the peak to the end, of any run: noise of the measurements is part of it."""
     return max(max(curve) - curve[-1] for unit, (_, curve) in findings.curves.items() if unit.method == method)
+
+
+def deepest_fall(findings: Findings, method: str) -> float:
+    """Of validation accuracy below its best so far, at any point of any run, whether it was made up for or not."""
+    curves = [curve for unit, (_, curve) in findings.curves.items() if unit.method == method]
+    return max(best - value for curve in curves for best, value in zip(accumulate(curve, max), curve, strict=True))
 
 
 def tokens_to_best(findings: Findings, cell: Cell, method: str) -> str:
