@@ -111,16 +111,14 @@ def score_with_divergence(
     ids = [token for index in own for token in rollouts[index].completion_ids]
     ids_N = torch.tensor(ids, device=hidden_ND.device)
     logprobs_N = torch.zeros(len(ids_N), device=hidden_ND.device)
-    # Of the M scored tokens, N are the student's own: which, and the how manieth.
-    is_own_M = torch.tensor(
-        [rollouts[index].role == "student" for index in used for _ in rollouts[index].completion_ids]
-    )
+    # Of the M scored tokens N are the student's own: which ones, and each one's place among the N.
+    owned = [rollouts[index].role == "student" for index in used for _ in rollouts[index].completion_ids]
+    is_own_M = torch.tensor(owned)
     place_M = is_own_M.cumsum(0) - 1
 
     def divergence(student_CV: Tensor, part: slice) -> Tensor:
         own_C = is_own_M[part].nonzero().squeeze(-1)
-        place_C = place_M[part][own_C]
-        place_C = place_C.to(hidden_ND.device)
+        place_C = place_M[part][own_C].to(hidden_ND.device)
         teacher_CV = teacher.logits(hidden_ND[place_C]).log_softmax(-1)
         logprobs_N[place_C] = teacher_CV.gather(-1, ids_N[place_C][:, None]).squeeze(-1)
         own_C = own_C.to(student_CV.device)

@@ -78,7 +78,7 @@ SERIES: dict[str, tuple[str, ...]] = {
 
 def _misleading_teacher(series: Mapping[str, Series], threshold: float) -> str | None:
     if not len(series["teacher_reward"].values) == len(series["reward"].values) == EARLY:
-        return None  # once, and not where a run goes on from a checkpoint without one of them
+        return None  # once, and never where a run goes on from a checkpoint that lacks one of them
     teacher, student = series["teacher_reward"].now, series["reward"].now
     if not student.above(teacher):
         return None
