@@ -134,7 +134,19 @@ def test_tokens_and_drops(written):
     drops = rows_of(text, "### Drop")
     assert drops["tools dense 1m"] == ["10.0", "0.0", "0.0"]
     assert drops["largest"] == drops["largest of a run"] == ["10.0", "0.0", "0.0"]
-    assert rows_of(text, "### Tokens of a to the best")["b"] == ["2 of 2", "0.25"]
+    assert rows_of(text, "### Tokens of a to the best")["b"] == ["2 of 2", "0.25", "0.25"]
+
+
+def test_the_cell_in_which_the_first_method_is_slowest_is_told(written):
+    """As above, but in dense b has its best after half the tokens: a's share is a half there, a quarter in sparse."""
+    folder = written()
+    rows = read_rows(folder / CURVES)
+    for row in rows:
+        if (row["method"], row["world"], row["step"]) == ("b", "dense", 10):
+            row["validation_accuracy"] = 0.4
+    (folder / CURVES).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    shares = rows_of(make_table(read_findings(folder)), "### Tokens of a to the best")
+    assert shares["b"] == ["2 of 2", "0.38", "0.50"]
 
 
 def test_unequal_prompts_per_step_are_reported(written):

@@ -72,7 +72,7 @@ def test_costs_are_those_of_the_curves(tmp_path):
     2000 tokens, opsd's at .25 / .4 of the first 1000; sft never has it. opsd's best, .6, pbsd never reaches."""
     part = parts(write_planned_study(tmp_path / "s"))["comparison"]
     assert table(part, "Generated tokens to 90%") == [[DENSE, "1,500", "625", "never"]]
-    assert table(part, "Tokens of pbsd to the best") == [["opsd", "0 of 1", "never"]]
+    assert table(part, "Tokens of pbsd to the best") == [["opsd", "0 of 1", "never", "never"]]
     assert table(part, "What training used")[0] == ["pbsd", "2", "20", "2,000", "steps 2", DASH, "2"]
     assert table(part, "What training used")[1] == ["opsd", "2", "20", "2,000", "steps 2", "length_explosion 2", "2"]
 

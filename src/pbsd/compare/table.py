@@ -268,8 +268,9 @@ def race(findings: Findings, methods: Sequence[str]) -> TitledRows:
             # A method that is best before training has spent nothing to get there: every ratio to it is 0/0 or worse.
             ratios.append(math.inf if ours is None else ours / theirs if theirs else 1.0 if not ours else math.inf)
         if ratios:
-            middle = statistics.median(ratios)
             reached = sum(math.isfinite(ratio) for ratio in ratios)
-            rows.append([method, f"{reached} of {len(ratios)}", "never" if math.isinf(middle) else f"{middle:.2f}"])
-    titles = ["method", f"cells in which {first} reaches its best", f"median tokens of {first}, as a share of its own"]
-    return titles, rows
+            shares = (statistics.median(ratios), max(ratios))
+            texts = ["never" if math.isinf(share) else f"{share:.2f}" for share in shares]
+            rows.append([method, f"{reached} of {len(ratios)}", *texts])
+    share = f"tokens of {first} as a share of its own"
+    return ["method", f"cells in which {first} reaches its best", f"{share}, median", "largest"], rows
