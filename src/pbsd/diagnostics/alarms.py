@@ -143,14 +143,14 @@ def _likelihood_displacement(series: Mapping[str, Series], threshold: float) -> 
     )
 
 
-def _kl_growth(name: str, floor: float, unit: str) -> Check:
+def _kl_growth(name: str, floor: float, what: str, unit: str) -> Check:
     def check(series: Mapping[str, Series], threshold: float) -> str | None:
         kl, start = series[name].now, series[name].start
         if start is None or not kl.above(start):
             return None
         if kl.mean - start.mean <= max((threshold - 1) * abs(start.mean), floor):
             return None
-        return f"the KL between teacher and student is {kl.mean:.3g} nats per {unit}, at the start {start.mean:.3g}"
+        return f"{what} is {kl.mean:.3g} nats per {unit}, at the start {start.mean:.3g}"
 
     return check
 
@@ -227,15 +227,15 @@ RULES: dict[str, Rule] = {
         3.0,
         f"KL(teacher || student) is more than {{}} times what it was at the start, and {KL_FLOOR:g} nats more",
         ("kl",),
-        _kl_growth("kl", KL_FLOOR, "completion"),
+        _kl_growth("kl", KL_FLOOR, "KL(teacher || student)", "completion"),
         "The student leaves the teacher's support: raise beta, add imitation_coef or nll_coef, or lower learning_rate",
     ),
     "token_kl_blow_up": Rule(
         3.0,
-        "the KL between teacher and student at the student's tokens, where a method learns from it, is more than {} "
-        f"times what it was at the start, and {TOKEN_KL_FLOOR:g} nats per token more",
+        "KL(teacher || student) at the student's tokens (sampled_token: KL(student || teacher)), where a method learns "
+        f"from it, is more than {{}} times what it was at the start, and {TOKEN_KL_FLOOR:g} nats per token more",
         ("token_kl",),
-        _kl_growth("token_kl", TOKEN_KL_FLOOR, "token"),
+        _kl_growth("token_kl", TOKEN_KL_FLOOR, "the KL between teacher and student", "token"),
         "Lower learning_rate; with a moving teacher, teacher: initial or a slower ema_decay",
     ),
     "gradient_spikes": Rule(

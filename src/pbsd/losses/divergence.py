@@ -154,8 +154,8 @@ def reweighted_kl_teacher_student(student_logprobs: Tensor, teacher_logprobs: Te
     """KL(T || S) from log-probabilities of tokens sampled from S itself, a value to watch, [..] -> [..], no gradient.
 
     rho log rho - (rho - 1) with rho = T / S: unbiased where S covers T, since rho has mean 1, not negative, and
-    heavy-tailed where T exceeds S by much. Far from T nearly all tokens have rho = 0 and a value of 1: a mean over some
-    thousand tokens then stays at 1 to 2 nats, however large the divergence.
+    heavy-tailed where T exceeds S by much. Far from T nearly all tokens have rho = 0 and a value of 1, however large
+    the divergence: what makes up its mean is hardly ever sampled.
     """
     log_ratio = (_full_precision(teacher_logprobs) - _full_precision(student_logprobs)).detach()
     ratio = log_ratio.exp()
