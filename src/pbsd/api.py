@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from pbsd import rewards
+from pbsd.chat import ChatTemplate
 from pbsd.config import (
     GRPOConfig,
     OnlineDPOConfig,
@@ -93,20 +95,22 @@ class SelfDistillationTrainer(MethodTrainer):
         reward_functions = resolve_rewards(reward_funcs, args)
         student = load_model(model, args)
         tokenizer = load_tokenizer(model, args, processing_class)
-        eos_ids, pad_id = stop_and_pad_ids(student, tokenizer)
-        renderer = make_renderer(tokenizer, args)
+        renderer = make_renderer(tokenizer, args, student)
+        eos_ids, pad_id = stop_and_pad_ids(student, renderer.chat)
         required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
 
-        def prepare_rows(rows: Any, renderer: Renderer = renderer, context: ContextRule | None = None) -> PromptDataset:
-            drop = args.overlong == "drop"
+        def prepare_rows(rows: Any, *, training: bool = False) -> PromptDataset:
             return PromptDataset.from_rows(
-                rows, renderer, required=required, drop_overlong=drop, context=context or ContextRule(), seed=args.seed
+                rows,
+                make_renderer(tokenizer, args, student, training=True) if training else renderer,
+                required=required,
+                drop_overlong=args.overlong == "drop",
+                context=args.context_rule if training else ContextRule(),
+                seed=args.seed,
+                needs_context=training and args.reads_context,
             )
 
-        train_renderer = make_renderer(tokenizer, args, training=True)
-        train_prompts = (
-            None if train_dataset is None else prepare_rows(train_dataset, train_renderer, args.context_rule)
-        )
+        train_prompts = None if train_dataset is None else prepare_rows(train_dataset, training=True)
         eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
         if peft_config is not None:
             student = _add_adapter(student, peft_config)
@@ -201,7 +205,11 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
 def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any = None) -> PreTrainedTokenizerBase:
     """The given tokenizer (of a processor, its own), or the model's."""
     if isinstance(given, ProcessorMixin):
-        return given.tokenizer
+        tokenizer = given.tokenizer
+        if given.chat_template and not tokenizer.chat_template:
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = given.chat_template
+        return tokenizer
     if given is not None:
         return given
     name = model if isinstance(model, str) else model.config._name_or_path
@@ -230,41 +238,58 @@ def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable
     ]
 
 
-def make_renderer(tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, *, training: bool = False) -> Renderer:
-    """The options' renderer; for training rows it also renders the completion they hold, where the method learns it."""
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, model: Any = None, *, training: bool = False
+) -> Renderer:
+    """The options' renderer, with the model's window; for training rows it also renders the completion they hold, where
+    the method learns it."""
+    window = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Renderer(
         tokenizer=tokenizer,
         teacher_prompt_template=args.teacher_prompt_template,
         student_thinking_prefix=args.student_thinking_prefix,
         teacher_thinking_prefix=args.teacher_thinking_prefix,
         chat_template_kwargs=as_dict(args.chat_template_kwargs),
+        tools_template=args.tools_template,
         max_prompt_length=args.max_prompt_length,
         max_teacher_prompt_length=args.max_teacher_prompt_length,
+        window=None if window is None else max(0, window - args.max_completion_length),
         max_reference_length=args.max_reference_length if training else None,
     )
 
 
-def stop_and_pad_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-    """Every stop token the model or the tokenizer names, and the id that fills padding.
+def stop_and_pad_ids(model: Any, chat: ChatTemplate) -> tuple[list[int], int]:
+    """Every token that ends a completion, and the id that fills padding.
 
+    Completions end at the tokens that end the assistant's turn in the chat template, and at those that the tokenizer or
+    the model's generation config names. Tokens that the model has no embedding of are never sampled and left out.
     Masks come from lengths, so padding with a stop token, or with any token, changes nothing; it is said once.
+
+    Raises ValueError where no token is left that would end a completion.
     """
+    tokenizer = chat.tokenizer
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stops = set([named] if isinstance(named, int) else named or [])
+    stops = {*([named] if isinstance(named, int) else named or []), *chat.stop_ids()}
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
-    if not stops:
+    size = len(model.get_input_embeddings().weight)
+    reachable = {stop for stop in stops if stop < size}
+    if not reachable:
+        found = f"the model has {size} embeddings and cannot sample {sorted(stops)}" if stops else "none is named"
         raise ValueError(
-            "neither the tokenizer nor the model's generation config names a stop token, so no completion would end: "
-            "set tokenizer.eos_token or model.generation_config.eos_token_id"
+            "no completion would end: of the stop tokens of chat template, tokenizer and the model's generation "
+            f"config, {found}: set tokenizer.eos_token or model.generation_config.eos_token_id, or resize the "
+            "embeddings"
         )
+    if stops - reachable:
+        logger.warning("stop tokens %s are beyond the model's %d embeddings: left out", sorted(stops - reachable), size)
     pad = tokenizer.pad_token_id
     if pad is None:
-        pad = min(stops)
+        pad = min(reachable)
         logger.warning("the tokenizer has no pad token: stop token %d fills padding (masks come from lengths)", pad)
-    elif pad in stops:
+    elif pad in reachable:
         logger.warning("the pad token %d is also a stop token: harmless here, since masks come from lengths", pad)
-    return sorted(stops), pad
+    return sorted(reachable), pad
 
 
 def make_teacher(

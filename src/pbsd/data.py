@@ -14,7 +14,7 @@ import datasets
 from torch.utils.data import Dataset
 
 from pbsd import benchmarks
-from pbsd.benchmarks.tables import load_table
+from pbsd.benchmarks import tables
 from pbsd.config.base import ContextRule
 from pbsd.lab import worlds
 from pbsd.records import Prompt
@@ -57,6 +57,7 @@ class PromptDataset(Dataset):
         drop_overlong: bool,
         context: ContextRule = _WHOLE,
         seed: int = 0,
+        needs_context: bool = False,
     ) -> PromptDataset:
         """Render every row.
 
@@ -64,6 +65,7 @@ class PromptDataset(Dataset):
             required: columns that must be there besides `prompt` (what the reward functions read).
             drop_overlong: leave out and count rows over a prompt budget; otherwise they are an error.
             context, seed: see `shown_contexts`. Budgets are those of the prompts as shown.
+            needs_context: the teacher is to see more than the student: an error where no row lets it.
 
         Raises:
             ValueError: a streamed or empty dataset, a missing column, a row that breaks the data contract, contexts
@@ -75,7 +77,9 @@ class PromptDataset(Dataset):
             raise ValueError(f"expected one split, got all of {', '.join(map(str, rows))}: pass dataset['train'] or so")
         prompts, dropped = [], 0
         columns = {"prompt", *required}
-        rows = list(rows)
+        rows = as_written(rows)
+        if needs_context and context.arm != "none":
+            _check_contexts(rows)
         partly = context.arm == "shuffled" or context.dose < 1
         if partly and (own := template_columns(renderer.teacher_prompt_template)):
             logger.warning(
@@ -91,16 +95,58 @@ class PromptDataset(Dataset):
                     "sees, and reward functions read the rest by name: rename or add it"
                 )
             try:
-                prompts.append(renderer(row, index, context=shown))
+                prompt = renderer(row, index, context=shown)
             except OverlongError:
                 if not drop_overlong:
                     raise
                 dropped += 1
+                continue
+            if needs_context and prompt.context is not None and prompt.student_ids == prompt.teacher_ids:
+                raise RowError(
+                    f"row {index}: the row has a privileged context, and the teacher's prompt is the student's all the "
+                    "same: teacher_prompt_template must write {{ privileged_context }} or another column"
+                )
+            prompts.append(prompt)
         if not prompts:
             raise ValueError(f"the dataset has no usable row ({dropped} were over a prompt budget)")
         if dropped:
             logger.warning("%d of %d rows were dropped: over a prompt budget", dropped, dropped + len(prompts))
         return cls(prompts, dropped)
+
+
+def as_written(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows as their author wrote them: without a table's nulls, and with `privileged_context` where TRL's SDFT
+    script reads `golden_response`."""
+    return [_with_context(row) for row in (tables.written_rows(rows) if isinstance(rows, datasets.Dataset) else rows)]
+
+
+def _with_context(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "privileged_context" in row or row.get("golden_response") is None:
+        return row
+    response = row["golden_response"]
+    if isinstance(response, list) and all(isinstance(text, str) for text in response):
+        response = "\n".join(response)
+    return {**row, "privileged_context": response}
+
+
+def _check_contexts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where no row has a privileged context; warns where some have none."""
+    without = sum(context_text(row.get("privileged_context"), index) is None for index, row in enumerate(rows))
+    if rows and without == len(rows):
+        found = ", ".join(sorted({name for row in rows for name in row}))
+        raise ValueError(
+            f"no row has a `privileged_context`, so the teacher would be the student: the rows have {found}. Rename "
+            "the column that only the teacher may see (a solution, a demonstration), or set context='none' to train "
+            "without any"
+        )
+    if without:
+        share = without / len(rows)
+        logger.warning(
+            "%d of %d rows (%.0f%%) have no privileged_context: the teacher is the student there",
+            without,
+            len(rows),
+            100 * share,
+        )
 
 
 def shown_contexts(rows: Sequence[Mapping[str, Any]], rule: ContextRule, seed: int) -> list[Any]:
@@ -168,9 +214,4 @@ def load_rows(
         return worlds.dataset_rows(name.removeprefix(_LAB_PREFIX), split, 2000 if size is None else size, seed)
     if benchmarks.is_named(name):
         return benchmarks.load(name, benchmarks.Query(split=split, size=size, config=config, seed=seed)).rows
-    rows = load_table(name, split=split, config=config)
-    if size is not None:
-        if size > len(rows):
-            raise ValueError(f"dataset {name!r}, split {split!r} has {len(rows)} rows, fewer than the {size} asked for")
-        rows = rows.select(range(size))
-    return rows
+    return tables.load_rows(name, split=split, size=size, config=config)

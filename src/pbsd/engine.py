@@ -12,17 +12,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
+from pbsd.chat import tool_schemas
+from pbsd.completions import marked_text, message, plain_text
 from pbsd.config import RolloutConfig
 from pbsd.records import Batch, Metrics, Prompt, Role, Rollout, prompt_means, sampled_by_role
 from pbsd.render import Renderer
-from pbsd.rewards.text import opened_thought
 from pbsd.rollouts import Sample, Sampler, SampleRequest, SamplingParams
 from pbsd.scoring import ScoringGroup, enable_scoring, score_frozen, singles
 from pbsd.teacher import Teacher
 
 _ROLE_KEY: dict[Role, int] = {"student": 0, "teacher": 1}
-_THINKING_TAG_TOKENS = 8
-"""No tokenizer cuts `<think>` and a newline into more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class Engine:
                 prompt=index,
                 role=role,
                 completion_ids=sample.ids,
-                text=str(self.tokenizer.decode(list(sample.ids), skip_special_tokens=True)),
+                text=marked_text(self.tokenizer, sample.ids, finished=sample.finished),
                 finished=sample.finished,
                 sampler_logprobs=sample.logprobs,
                 temperature=sample.temperature,
@@ -107,13 +106,10 @@ class Engine:
             self.reward_funcs,
             self.args.reward_weights,
             prompts=[owner.prompt for owner in owners],
-            completions=[
-                rollout.text if isinstance(owner.prompt, str) else [{"role": "assistant", "content": rollout.text}]
-                for owner, rollout in zip(owners, rollouts, strict=True)
-            ],
+            completions=[self._completion(owner, rollout) for owner, rollout in zip(owners, rollouts, strict=True)],
             completion_ids=[list(rollout.completion_ids) for rollout in rollouts],
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
-            texts=[self.opened_thought(prompts, rollout) + rollout.text for rollout in rollouts],
+            texts=[owner.turn(rollout.role) + rollout.text for owner, rollout in zip(owners, rollouts, strict=True)],
         )
         graded = [
             replace(rollout, reward=reward, correct=self._is_correct(first.score))
@@ -123,10 +119,12 @@ class Engine:
         ]
         return graded, scores
 
-    def opened_thought(self, prompts: Sequence[Prompt], rollout: Rollout) -> str:
-        """The `<think>` that the rollout's prompt ends with, if it does."""
-        end = prompts[rollout.prompt].ids(rollout.role)[-_THINKING_TAG_TOKENS:]
-        return opened_thought(str(self.tokenizer.decode(list(end))))
+    def _completion(self, prompt: Prompt, rollout: Rollout) -> str | list[dict[str, Any]]:
+        """What reward functions of TRL's signature get of a rollout: text for a text, messages for a chat."""
+        if isinstance(prompt.prompt, str):
+            return plain_text(self.tokenizer, rollout.completion_ids)
+        tools = tool_schemas(prompt.columns.get("tools"))
+        return [message(self.tokenizer, rollout.completion_ids, prompt_ids=prompt.ids(rollout.role), tools=tools)]
 
     def _is_correct(self, score: float | None) -> bool | None:
         return None if score is None else score >= self.args.success_threshold

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from pbsd.completions import marked_text
 from pbsd.engine import Engine
 from pbsd.records import Prompt, Rollout
 
@@ -133,6 +134,6 @@ def finish_teacher_samples(
     wholes = []
     for end in ends:
         ids = starts[end.prompt] + end.completion_ids
-        text = str(engine.tokenizer.decode(list(ids), skip_special_tokens=True))
+        text = marked_text(engine.tokenizer, ids, finished=end.finished)
         wholes.append(replace(end, completion_ids=ids, text=text))
     return engine.grade(prompts, wholes)[0], sum(len(end.completion_ids) for end in ends)

@@ -20,7 +20,7 @@ from pbsd import rewards
 from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.config.base import ContextRule
-from pbsd.data import PromptDataset, shown_contexts
+from pbsd.data import PromptDataset, as_written, shown_contexts
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
 from pbsd.records import Prompt
@@ -33,7 +33,7 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     the rows' own, with ids and lengths, and how many rows of the whole split would be dropped."""
     screen = console()
     tokenizer = load_tokenizer(run.model_name_or_path, config)
-    rows = run.rows("train") or []
+    rows = as_written(run.rows("train") or [])
     contexts = shown_contexts(rows, config.context_rule, config.seed)
     limited = make_renderer(tokenizer, config, training=True)
     unlimited = replace(
@@ -121,6 +121,7 @@ class Patient:
             drop_overlong=self.config.overlong == "drop",
             context=self.config.context_rule,
             seed=self.config.seed,
+            needs_context=self.config.reads_context,
         ).prompts
 
 
@@ -230,7 +231,7 @@ def _lengths(patient: Patient) -> Iterator[Finding]:
 
 
 def _stop_tokens(patient: Patient) -> Iterator[Finding]:
-    stops, pad = stop_and_pad_ids(patient.model, patient.tokenizer)
+    stops, pad = stop_and_pad_ids(patient.model, make_renderer(patient.tokenizer, patient.config).chat)
     names = [patient.tokenizer.decode([stop]) for stop in stops]
     yield Finding(f"{names}, padding with {patient.tokenizer.decode([pad])!r}")
 

@@ -28,6 +28,8 @@ class Prompt:
         student_ids, teacher_ids: the token ids each role continues; the thinking prefix, if any, is included.
         reference_ids: the row's own completion, the stop token included; empty unless the method learns it.
         context: what the teacher is shown besides the problem, as text; None: nothing.
+        student_turn, teacher_turn: what of the prompt is part of the assistant's turn, for graders: the text that it
+            continues, or the mark of a thought that it opens.
     """
 
     row: int
@@ -37,9 +39,14 @@ class Prompt:
     teacher_ids: Ids
     reference_ids: Ids = ()
     context: str | None = None
+    student_turn: str = ""
+    teacher_turn: str = ""
 
     def ids(self, role: Role) -> Ids:
         return self.teacher_ids if role == "teacher" else self.student_ids
+
+    def turn(self, role: Role) -> str:
+        return self.teacher_turn if role == "teacher" else self.student_turn
 
 
 @dataclass(frozen=True, slots=True)

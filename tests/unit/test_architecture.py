@@ -11,10 +11,10 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
-    "theory", "strict_json",
+    "theory", "strict_json", "templates",
     "records", "losses", "pairs", "diagnostics", "products", "logprobs", "scoring", "rollouts", "teacher",
     "config", "rewards",
-    "lab", "render", "benchmarks",
+    "lab", "chat", "completions", "render", "benchmarks",
     "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub", "trainer",
     "api", "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
     "memory", "inspect_recipe", "show_options", "weightless", "report", "cli",

@@ -1,6 +1,9 @@
 """Both roles' prompts, worked out by hand, and every way a row can break the data contract."""
 
+import json
+
 import pytest
+from conftest import CHAT_TEMPLATE
 
 from pbsd.render import OverlongError, Renderer, RowError
 
@@ -91,10 +94,25 @@ def test_budgets_are_apart_and_nothing_is_cut(tokenizer):
         ({"prompt": None}, "must be a string or a list of messages"),
         ({"prompt": ["hello"]}, "must be a string or a list of messages"),
         ({"prompt": [{"role": "system", "content": "s"}]}, "must hold a user message"),
-        ({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "may not end"),
         ({"prompt": [{"role": "user", "content": ""}]}, "last user message of `prompt` is empty"),
         ({"prompt": [{"role": "user", "content": 3}]}, "`content` must be text"),
         ({"prompt": "p", "privileged_context": 3}, "`privileged_context` must be"),
+        ({"prompt": "p", "image": "a.png"}, "`image`: images are not supported yet"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "p"}]}]}, "type 'image'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "type 'image_url'"),
+        ({"prompt": [{"role": "system", "content": [{"type": "audio"}]}, {"role": "user", "content": "p"}]}, "'audio'"),
+        ({"prompt": "p", "tools": "[{"}, "`tools` is text that is not JSON"),
+        ({"prompt": "p", "tools": [3]}, "each tool is a JSON schema with a name, or a function"),
+        ({"prompt": "p", "tools": 3}, "`tools` must be a list"),
+        ({"prompt": [{"role": "user", "content": "p"}], "chat_template_kwargs": [1]}, "must be an object"),
+        (
+            {"prompt": [{"role": "user", "content": "p"}], "chat_template_kwargs": {"tokenize": 1}},
+            "may not set tokenize",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "p"}], "chat_template_kwargs": {"chat_template": ""}},
+            "chat_template",
+        ),
     ],
 )
 def test_rows_that_break_the_contract(tokenizer, row, words):
@@ -111,5 +129,228 @@ def test_chat_without_a_chat_template(tokenizer):
 def test_templates_with_a_mistake(tokenizer):
     with pytest.raises(ValueError, match="teacher_prompt_template, line 1"):
         Renderer(tokenizer, "{{ prompt ")
-    with pytest.raises(RowError, match="'hint' is undefined; columns are"):
-        Renderer(tokenizer, "{{ hint }}")({"prompt": "p", "privileged_context": "c"}, 0)
+    with pytest.raises(ValueError, match="tools_template, line 1"):
+        Renderer(tokenizer, TEMPLATE, tools_template="{{ tools ")
+    with pytest.raises(RowError, match="row 3: teacher_prompt_template: 'hint' is undefined; columns are"):
+        Renderer(tokenizer, "{{ hint }}")({"prompt": "p", "privileged_context": "c"}, 3)
+
+
+CHAT = [{"role": "user", "content": "weather in Rome?"}]
+TOOL = {
+    "name": "get_weather",
+    "description": "of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+WITH_TOOLS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if tools %}{% for t in tools %}[{{ t.function.name }}: {{ t | tojson }}]{% endfor %}{% endif %}"
+    "{% for d in documents or [] %}({{ d.title }}: {{ d.text }}){% endfor %}{% if shout %}!{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def weather(city: str) -> str:
+    """Weather of a city.
+
+    Args:
+        city: where
+    """
+    return city
+
+
+@pytest.mark.parametrize(
+    ("tools", "name"),
+    [
+        ([{"type": "function", "function": TOOL}], "get_weather"),
+        ([TOOL], "get_weather"),
+        (TOOL, "get_weather"),
+        (json.dumps([TOOL]), "get_weather"),
+        ([weather], "weather"),
+        (weather, "weather"),
+    ],
+)
+def test_tools_in_every_form_reach_both_roles(tokenizer, tools, name):
+    tokenizer.chat_template = WITH_TOOLS
+    prompt = Renderer(tokenizer, TEMPLATE)({"prompt": CHAT, "privileged_context": "c", "tools": tools}, 0)
+    for ids in (prompt.student_ids, prompt.teacher_ids):
+        assert f"[{name}: " in decode(tokenizer, ids) and '"city"' in decode(tokenizer, ids)
+
+
+def test_functions_among_the_tools_reach_graders_as_schemas(tokenizer):
+    tokenizer.chat_template = WITH_TOOLS
+    prompt = Renderer(tokenizer, TEMPLATE)({"prompt": CHAT, "tools": [weather]}, 0)
+    assert prompt.columns["tools"][0]["function"]["name"] == "weather"
+    assert Renderer(tokenizer, TEMPLATE)({"prompt": CHAT, "tools": [TOOL]}, 0).columns["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize("empty", [None, [], "", "[]"])
+def test_without_tools_a_template_is_given_none(tokenizer, empty):
+    tokenizer.chat_template = "{{ messages[0].content }}{% if tools is not none %} you have tools{% endif %}"
+    assert (
+        decode(tokenizer, Renderer(tokenizer, "")({"prompt": CHAT, "tools": empty}, 0).student_ids)
+        == CHAT[0]["content"]
+    )
+
+
+def test_tools_that_the_chat_template_does_not_write_are_refused(tokenizer):
+    row = {"prompt": CHAT, "privileged_context": "c", "tools": [TOOL]}
+    with pytest.raises(RowError, match="row 2: the prompt does not say 'get_weather' .*tools_template"):
+        Renderer(tokenizer, TEMPLATE)(row, 2)
+    with pytest.raises(RowError, match="does not say 'get_weather'"):
+        Renderer(tokenizer, TEMPLATE)({**row, "prompt": "weather in Rome?"}, 0)
+    partly = [{"role": "user", "content": "call get_weather"}]
+    with pytest.raises(RowError, match="does not say 'city' of the tool 'get_weather'"):
+        Renderer(tokenizer, TEMPLATE)({**row, "prompt": partly}, 0)
+
+
+def test_a_teacher_template_that_drops_the_tools_of_the_text_is_refused(tokenizer):
+    row = {"prompt": "get_weather(city)?", "privileged_context": "c", "tools": [TOOL]}
+    assert Renderer(tokenizer, TEMPLATE)(row, 0).student_ids
+    with pytest.raises(RowError, match="does not say 'get_weather'"):
+        Renderer(tokenizer, "only {{ privileged_context }}")(row, 0)
+
+
+def test_tools_in_the_prompts_own_text_need_no_template(tokenizer):
+    chat = [{"role": "system", "content": json.dumps(TOOL)}, *CHAT]
+    prompt = Renderer(tokenizer, TEMPLATE)({"prompt": chat, "tools": [TOOL]}, 0)
+    assert decode(tokenizer, prompt.student_ids).count("get_weather") == 1
+    tokenizer.chat_template = WITH_TOOLS
+    alone = Renderer(tokenizer, TEMPLATE, tools_template="")({"prompt": chat, "tools": [TOOL]}, 0)
+    assert decode(tokenizer, alone.student_ids).count("get_weather") == 1
+
+
+def test_tools_by_a_template_of_ones_own(tokenizer):
+    template = "Tools:{% for tool in tools %} {{ tool.function | tojson }}{% endfor %}"
+    renderer = Renderer(tokenizer, TEMPLATE, tools_template=template)
+    text = f"Tools: {json.dumps(TOOL)}"
+    row = {"prompt": CHAT, "tools": json.dumps([TOOL])}
+    assert decode(tokenizer, renderer(row, 0).student_ids) == f"<system>{text}\n<user>weather in Rome?\n<assistant>"
+    row["prompt"] = [{"role": "system", "content": "s"}, *CHAT]
+    assert decode(tokenizer, renderer(row, 0).student_ids).startswith(f"<system>{text}\n\ns\n<user>")
+    assert decode(tokenizer, renderer({**row, "prompt": "p"}, 0).teacher_ids) == f"{text}\n\np"
+
+
+def test_documents_and_template_variables_of_a_row(tokenizer):
+    tokenizer.chat_template = WITH_TOOLS
+    row = {"prompt": CHAT, "documents": [{"title": "t", "text": "long text"}], "chat_template_kwargs": {"shout": True}}
+    text = decode(tokenizer, Renderer(tokenizer, TEMPLATE)(row, 0).student_ids)
+    assert text.endswith("(t: long text)!<assistant>")
+    # The row's variables win over the run's.
+    calm = Renderer(tokenizer, TEMPLATE, chat_template_kwargs={"shout": True})(
+        {**row, "chat_template_kwargs": '{"shout": false}'}, 0
+    )
+    assert decode(tokenizer, calm.student_ids).endswith("(t: long text)<assistant>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(RowError, match="leaves out the documents"):
+        Renderer(tokenizer, TEMPLATE)(row, 0)
+
+
+def test_a_variable_that_the_template_does_not_read_is_said(tokenizer, caplog):
+    renderer = Renderer(tokenizer, TEMPLATE, chat_template_kwargs={"enable_thinking": False})
+    renderer({"prompt": CHAT}, 0)
+    assert "does not read chat_template_kwargs['enable_thinking']" in caplog.text
+
+
+def test_a_chat_that_ends_with_the_assistants_turn_is_continued(tokenizer):
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("\n{% endfor %}", "<end>\n{% endfor %}")
+    row = {"prompt": [*CHAT, {"role": "assistant", "content": "It is"}], "privileged_context": "sunny"}
+    prompt = Renderer(tokenizer, TEMPLATE)(row, 0)
+    assert decode(tokenizer, prompt.student_ids) == "<user>weather in Rome?<end>\n<assistant>It is"
+    assert decode(tokenizer, prompt.teacher_ids) == "<user>weather in Rome? | sunny<end>\n<assistant>It is"
+    assert (prompt.student_turn, prompt.teacher_turn) == ("It is", "It is")
+    with pytest.raises(RowError, match="ends with the assistant's turn, and the thinking prefix '<think>'"):
+        Renderer(tokenizer, TEMPLATE, student_thinking_prefix="<think>")(row, 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "missing"),
+    [
+        ("{{ messages[-1]['content'] }}", "the system message"),
+        (
+            "{% for m in messages %}{% if m['role'] != 'tool' %}{{ m['content'] }}{% endif %}{% endfor %}",
+            "the tool's message",
+        ),
+        ("nothing", "the user's message"),
+    ],
+)
+def test_what_the_chat_template_leaves_out_is_named(tokenizer, template, missing):
+    tokenizer.chat_template = template
+    turns = ["system", "user", "assistant", "tool", "user"]
+    with pytest.raises(RowError, match=f"the chat template leaves out .*{missing}"):
+        Renderer(tokenizer, TEMPLATE)({"prompt": [{"role": role, "content": role} for role in turns]}, 0)
+
+
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", ["weather?", [{"type": "text", "text": "wea"}, {"type": "text", "text": "ther?"}]])
+@pytest.mark.parametrize("template", [PARTS, CHAT_TEMPLATE])
+def test_content_is_sent_in_the_form_that_the_template_reads(tokenizer, template, content):
+    tokenizer.chat_template = template
+    row = {
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": content}],
+        "privileged_context": "c",
+    }
+    prompt = Renderer(tokenizer, TEMPLATE)(row, 0)
+    assert "<user>weather?" in decode(tokenizer, prompt.student_ids)
+    assert "<user>weather? | c" in decode(tokenizer, prompt.teacher_ids)
+
+
+def test_calls_in_a_demonstration_stay_in_the_context(tokenizer):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    context = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "7"}]
+    text = decode(
+        tokenizer, Renderer(tokenizer, TEMPLATE)({"prompt": "p", "privileged_context": context}, 0).teacher_ids
+    )
+    assert text == 'p | <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n7'
+
+
+def test_the_models_window_leaves_room_for_a_completion(tokenizer):
+    with pytest.raises(OverlongError, match="row 1: the prompt has 5 tokens, and the model's window leaves 4 beside"):
+        Renderer(tokenizer, TEMPLATE, max_prompt_length=5, window=4)({"prompt": "12345"}, 1)
+
+
+def test_a_long_text_is_refused_before_it_is_tokenised(tokenizer, monkeypatch):
+    # The longest of its tokens, `<pad>`, has five characters.
+    monkeypatch.setattr(type(tokenizer), "encode", lambda *args, **kwargs: pytest.fail("tokenised"))
+    with pytest.raises(OverlongError, match="at least 200000 tokens, max_prompt_length is 100"):
+        Renderer(tokenizer, TEMPLATE, max_prompt_length=100)({"prompt": "x" * 1_000_000}, 0)
+
+
+def test_a_text_to_be_continued_does_not_end_with_the_tokenizers_eos(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    assert decode(tokenizer, Renderer(tokenizer, TEMPLATE)({"prompt": "pp"}, 0).student_ids) == "<bos>pp"
+
+
+def test_the_completion_of_a_chat_ends_as_its_template_ends_a_turn(tokenizer):
+    """A Gemma-like chat: its turns end with `<end_of_turn>`, its texts with `<eos>`."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("\n{% endfor %}", "<end_of_turn>\n{% endfor %}")
+    renderer = Renderer(tokenizer, TEMPLATE, max_reference_length=9)
+    row = {"prompt": CHAT, "completion": "sunny"}
+    assert decode(tokenizer, renderer(row, 0).reference_ids) == "sunny<end_of_turn>"
+    assert decode(tokenizer, renderer({**row, "prompt": "p"}, 0).reference_ids) == "sunny<eos>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prefix", "turn"),
+    [
+        ("solve <think>\n", "", "<think>"),
+        ("solve", "<think>\n", "<think>\n"),
+        ("solve", "<think>\nLet me", "<think>\nLet me"),
+        ("solve", "[THINK]", "[THINK]"),
+        ("solve", "<think></think>", ""),
+        ("<think> is a tag", "", ""),
+        ("solve", "", ""),
+    ],
+)
+def test_what_a_prompt_opens_of_a_thought_is_for_the_graders(tokenizer, prompt, prefix, turn):
+    rendered = Renderer(tokenizer, TEMPLATE, student_thinking_prefix=prefix)({"prompt": prompt}, 0)
+    assert (rendered.student_turn, rendered.teacher_turn) == (turn, turn if prompt.endswith("\n") else "")

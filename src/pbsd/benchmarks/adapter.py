@@ -63,6 +63,7 @@ class Benchmark:
         example: split -> a few rows that were written for this library, where the source cannot be reached.
         answer_key: the text of a completion -> what it votes for in maj@k; None: it holds no answer.
         gold: a row -> a completion that must grade correct; None: the row has no written answer.
+        tools_template: what writes the rows' `tools` where the chat template does not; None: the rows have none.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Benchmark:
     example: Callable[[str], Rows]
     answer_key: Callable[[str], str | None]
     gold: Callable[[Row], str | None]
+    tools_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

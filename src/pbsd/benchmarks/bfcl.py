@@ -1,9 +1,10 @@
 """Berkeley function calls (BFCL), single-turn Python categories, from the files of the package `bfcl-eval`, a folder
 laid out like its `data`, or the hub.
 
-Prompts are the leaderboard's prompting mode in our words: the functions stand as JSON in the system message, and calls
-are asked for as Python text. Numbers are comparable among themselves, not with the leaderboard's. Left out:
-`live_relevance`, which has no accepted calls, other languages and multi-turn categories.
+A chat template that takes tools writes the functions, as the leaderboard's function-calling mode has it. For one that
+does not, `TOOLS_TEMPLATE` is the leaderboard's prompting mode in our words: the functions stand as JSON in the system
+message, and calls are asked for as Python text. Numbers are comparable among themselves, not with the leaderboard's.
+Left out: `live_relevance`, which has no accepted calls, other languages and multi-turn categories.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Category -> how its files call it (the newer name first)."""
 
-SYSTEM = (
+TOOLS_TEMPLATE = (
     "You are given a question and functions that may help to answer it. Reply with the function calls that are "
     "needed, in the form [f(a=1, b='x'), g(c=[2])], with every argument named, and with nothing else. If no function "
-    "fits, or a required argument is not known, say so in words and call none.\nThe functions, as JSON:\n"
+    "fits, or a required argument is not known, say so in words and call none.\nThe functions, as JSON:"
+    "{% for tool in tools %}\n{{ tool.function | tojson }}{% endfor %}"
 )
+
+_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
+"""BFCL's Python types by their names in JSON Schema; `any` is no type there, and so left out."""
 
 
 def accepted_calls(truth: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]]) -> str:
@@ -72,22 +77,27 @@ def _first_accepted(value: Any) -> Any:
 
 def _row(question: RawRow, truth: Sequence[Mapping[str, Any]]) -> Row:
     (messages,) = question["question"]
-    functions = question["function"]
-    system = SYSTEM + "\n".join(json.dumps(function) for function in functions)
-    if messages[0]["role"] == "system":
-        system += "\n\n" + messages[0]["content"]
-        messages = messages[1:]
+    functions = [_json_typed(function) for function in question["function"]]
     return {
         "id": question["id"],
-        "prompt": [
-            {"role": "system", "content": system},
-            *({"role": message["role"], "content": message["content"]} for message in messages),
-        ],
+        "prompt": [{"role": message["role"], "content": message["content"]} for message in messages],
         "privileged_context": accepted_calls(truth, functions) if truth else None,
         # As text: in a table of objects every row would get every other row's arguments.
         "answer": json.dumps(list(truth)),
         "tools": json.dumps(functions),
     }
+
+
+def _json_typed(schema: Any) -> Any:
+    """A schema with the types of JSON Schema in place of Python's."""
+    if isinstance(schema, list):
+        return [_json_typed(member) for member in schema]
+    if not isinstance(schema, dict):
+        return schema
+    typed = {key: _json_typed(value) for key, value in schema.items() if not (key == "type" and value == "any")}
+    if isinstance(typed.get("type"), str):  # and no argument that is called `type`
+        typed["type"] = _JSON_TYPES.get(typed["type"], typed["type"])
+    return typed
 
 
 def _gold(row: Row) -> str:
@@ -191,6 +201,7 @@ def _benchmark(category: str) -> Benchmark:
         example=lambda split: _example(category),
         answer_key=answers.tool_answer,
         gold=_gold,
+        tools_template=TOOLS_TEMPLATE,
     )
 
 

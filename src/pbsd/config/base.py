@@ -82,6 +82,12 @@ class RolloutConfig(TrainingArguments):
         "Jinja template of the teacher's prompt (of its last user message, for chats); sees `prompt`, "
         "`privileged_context` and the row's columns.",
     )
+    tools_template: str | None = option(
+        None,
+        "How a row's `tools` come into both prompts. null: the chat template writes them, or the prompt's own text "
+        "does; else the row is refused. A Jinja template (sees `tools`, as JSON schemas, and the row's columns): what "
+        "it gives goes before the system message. Empty: nowhere, they are for the rewards.",
+    )
     student_thinking_prefix: str = option("", "Text that starts the student's turn, e.g. '<think>\\n'.")
     teacher_thinking_prefix: str = option("", "Text that starts the teacher's turn.")
     chat_template_kwargs: dict[str, Any] | str | None = option(

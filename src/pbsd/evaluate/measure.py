@@ -130,7 +130,7 @@ class Evaluation:
             params=engine.args.sampling_params(),
         )
         rollouts, scores = engine.grade(prompts, rollouts)
-        rollouts = [replace(own, text=engine.opened_thought(prompts, own) + own.text) for own in rollouts]
+        rollouts = [replace(own, text=prompts[own.prompt].turn(own.role) + own.text) for own in rollouts]
         (grades,) = scores.by_function.values()
         completions: list[list[SampleRecord]] = [[] for _ in prompts]
         for rollout, grade in zip(rollouts, grades, strict=True):
@@ -170,17 +170,18 @@ def prepare(request: Request, folder: Path) -> Evaluation:
             "would change nothing: leave --thinking out"
         )
     shown = list(rows.rows) if template else [{**row, "prompt": _as_text(row["prompt"])} for row in rows.rows]
-    prompts = PromptDataset.from_rows(
-        shown, make_renderer(tokenizer, config), required=sorted(required_columns(reward)), drop_overlong=False
-    )
+    renderer = make_renderer(tokenizer, config)
+    if not (template and renderer.chat.renders_tools):
+        renderer = replace(renderer, tools_template=benchmark.tools_template)
+    prompts = PromptDataset.from_rows(shown, renderer, required=sorted(required_columns(reward)), drop_overlong=False)
     model = load_model(request.model, config).to(config.device).eval()
-    stops, pad = stop_and_pad_ids(model, tokenizer)
+    stops, pad = stop_and_pad_ids(model, renderer.chat)
     _warn_of_window(model, prompts.prompts, request.max_completion_length)
     engine = Engine(
         student=model,
         teacher=None,
         tokenizer=tokenizer,
-        renderer=make_renderer(tokenizer, config),
+        renderer=renderer,
         sampler=TransformersSampler(eos_token_ids=stops, pad_token_id=pad, max_batch_size=request.batch_size),
         reward_funcs=[reward],
         args=config,
@@ -200,6 +201,7 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         **{name: getattr(request, name) for name in names},
         "thinking": request.thinking or "as the template does",
         "prompt_format": "chat" if template else "text",
+        "tools_format": "text" if renderer.tools_template else "chat template",
         "weights_sha256": weights_hash(model),
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),

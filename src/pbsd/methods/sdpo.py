@@ -19,8 +19,9 @@ from pbsd.distillation import distill
 from pbsd.engine import Engine
 from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Ids, Metrics, Prompt, Rollout
-from pbsd.render import OverlongError, compile_template
+from pbsd.render import OverlongError
 from pbsd.samples import Loss, no_loss, observe_student, rollout_record
+from pbsd.templates import compile_template
 
 
 class SDPO(EngineMethod[SDPOConfig]):

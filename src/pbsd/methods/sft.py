@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from pbsd.completions import marked_text
 from pbsd.config import SFTConfig
 from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Metrics, Prompt, Rollout
@@ -19,7 +20,7 @@ class SFT(EngineMethod[SFTConfig]):
                 prompt=index,
                 role="reference",
                 completion_ids=prompt.reference_ids,
-                text=str(self.engine.tokenizer.decode(list(prompt.reference_ids), skip_special_tokens=True)),
+                text=marked_text(self.engine.tokenizer, prompt.reference_ids, finished=True),
                 finished=True,
                 sampler_logprobs=(),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +24,11 @@ def completion_text(completion: Any, position: int) -> str:
             f"completion {position} is {completion!r:.200}; give a string or a list of messages "
             '[{"role": "assistant", "content": "..."}]'
         )
-    return "\n".join(_message_text(m, position) for m in completion if m["role"] == "assistant")
+    return "\n".join(message_text(m, position) for m in completion if m["role"] == "assistant")
 
 
-def _message_text(message: Mapping[str, Any], position: int) -> str:
+def message_text(message: Mapping[str, Any], position: int) -> str:
+    """A message as text: see `completion_text`."""
     content = _content_text(message.get("content"), position)
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
@@ -45,17 +47,44 @@ def _content_text(content: Any, position: int) -> str:
     raise ValueError(f"completion {position} has a message content {content!r:.200}; give a string or a list of parts")
 
 
+_MESSAGE_END = "<|end|>"
+"""Of gpt-oss: it ends other messages than thoughts too."""
+
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", _MESSAGE_END),
+    ("<|channel>thought", "<channel|>"),
+)
+"""What opens and closes a thought in the texts of models: Qwen, DeepSeek and most others; Mistral; Seed; Command;
+OpenThoughts; Apertus; Kimi; gpt-oss; Gemma."""
+
+
 def final_text(completion: str) -> str | None:
-    """What the completion says after its last `</think>`; all of it when it never thinks aloud.
+    """What the completion says after its last thought (see `THOUGHTS`); all of it when it never thinks aloud.
 
-    None when a `<think>` was opened and never closed: the model was cut off before it answered.
+    None when a thought was opened and never closed: the model was cut off before it answered.
     """
-    _, closing, after = completion.rpartition("</think>")
-    last = after if closing else completion
-    return None if "<think>" in last else last
+    last = completion
+    for opening, closing in THOUGHTS:
+        if closing == _MESSAGE_END:
+            last = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", last, flags=re.DOTALL)
+        elif closing in last:
+            last = last.rpartition(closing)[2]
+    last = last.rpartition("<|channel|>final<|message|>")[2]
+    return None if any(opening in last for opening, _ in THOUGHTS) else last
 
 
-def opened_thought(prompt: str) -> str:
-    """`<think>` where the prompt ends with it, as some chat templates let it: the completion then closes what it did
-    not open, and a grader must be told, or the draft of a thought that was cut off would pass for an answer."""
-    return "<think>" if prompt.rstrip().endswith("<think>") else ""
+def opened_thought(turn: str) -> str:
+    """The mark that opens a thought where the text of a prompt, or of what it holds of the assistant's turn, ends with
+    one: the completion then closes what it did not open, and a grader must be told, or the draft of a thought that was
+    cut off would pass for an answer."""
+    return next((opening for opening, _ in THOUGHTS if turn.rstrip().endswith(opening)), "")
