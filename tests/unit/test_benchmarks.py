@@ -12,6 +12,7 @@ import pytest
 from pbsd import benchmarks
 from pbsd.benchmarks import Query, answers, bfcl, examples, mathematics
 from pbsd.data import load_rows
+from pbsd.render import Renderer, RowError
 from pbsd.rewards import resolve
 
 TABLES = {**examples.MATHEMATICS, "toolalpaca": examples.TOOLALPACA["test"]}
@@ -269,10 +270,30 @@ def test_bfcl_files_are_read_and_their_golds_grade_correct(category, tmp_path):
     name = f"bfcl:{category}"
     found = benchmarks.load(name, Query(local=str(write_bfcl(tmp_path, category))))
     assert golds_are_correct(benchmarks.find(name), found.rows)
-    system = found.rows[0]["prompt"][0]["content"]
-    assert system.startswith(bfcl.SYSTEM) and '"area.rectangle"' in system
+    (tool, *_) = json.loads(found.rows[0]["tools"])
+    assert tool["parameters"]["type"] == "object" and "area.rectangle" not in found.rows[0]["prompt"][0]["content"]
     wrong = "no idea" if category != "irrelevance" else "area.rectangle(width=1, height=2)"
     assert grades(benchmarks.find(name), found.rows, [wrong])[0] in ("wrong", "unparsed")
+
+
+def test_bfcl_tools_are_written_by_the_chat_template_or_in_its_own_words(tokenizer):
+    (row,) = benchmarks.find("bfcl:simple").example("test").rows
+    with pytest.raises(RowError, match="does not say 'area.rectangle'"):
+        Renderer(tokenizer, "")(row, 0)
+    text = tokenizer.decode(list(Renderer(tokenizer, "", tools_template=bfcl.TOOLS_TEMPLATE)(row, 0).student_ids))
+    assert text.startswith("<system>You are given") and '\n{"name": "area.rectangle"' in text
+    tokenizer.chat_template = "{{ tools | tojson }}{{ messages[0].content }}"
+    native = tokenizer.decode(list(Renderer(tokenizer, "")(row, 0).student_ids))
+    assert native.startswith('[{"type": "function", "function": {"name": "area.rectangle"')
+    assert "You are given" not in native
+
+
+def test_bfcl_types_are_those_of_json_schema():
+    schema = {"type": "dict", "properties": {"type": {"type": "float"}, "x": {"type": "any"}, "y": {"type": "tuple"}}}
+    assert bfcl._json_typed(schema) == {
+        "type": "object",
+        "properties": {"type": {"type": "number"}, "x": {}, "y": {"type": "array"}},
+    }
 
 
 def test_bfcl_files_of_the_older_name_and_a_missing_answer(tmp_path):
