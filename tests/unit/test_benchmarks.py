@@ -288,6 +288,59 @@ def test_bfcl_tools_are_written_by_the_chat_template_or_in_its_own_words(tokeniz
     assert "You are given" not in native
 
 
+DOCUMENTATION = """\
+Your task is to answer the user's question using available tools.
+You have access to the following tools:
+Name: Axolotl
+Description: Pictures and facts
+Documentation:
+getImage: A random image.
+Parameters: {}
+Output: Successful response.
+- Format: application/json
+- Structure: Object{url, source}
+search.Images: Images by colour: all of them.
+Parameters: {"color": "Required. string. A colour.", "page": "Integer.", "tags": "Array[string].", "odd": "What."}
+Output: Successful response.
+
+Use the following format:
+Thought: think
+Action: one of the tools
+Action Input: JSON
+
+Begin!
+Question: An image of a wild one?
+It must be blue."""
+
+
+def test_toolalpaca_natively_has_the_question_and_schemas(tmp_path):
+    golden = [{"Action": "search.Images", "Action_Input": '{"color": "wild"}'}]
+    other = [{"Action": "getDetails", "Action_Input": "{}"}]
+    unread = DOCUMENTATION.replace("Parameters: {}", 'Parameters: {"a": "b"')
+    rows = [
+        {"prompt": DOCUMENTATION, "golden_answer": golden},
+        {"prompt": DOCUMENTATION, "golden_answer": other},
+        {"prompt": unread, "golden_answer": golden},
+        {"prompt": "What?", "golden_answer": golden},
+    ]
+    write_lines(tmp_path / "test.jsonl", rows)
+    found = benchmarks.load("toolalpaca:native", Query(local=str(tmp_path)))
+    (row,) = found.rows
+    assert row["prompt"] == [{"role": "user", "content": "An image of a wild one?\nIt must be blue."}]
+    first, second = (tool["function"] for tool in json.loads(row["tools"]))
+    assert (first["name"], first["description"]) == ("getImage", "A random image.")
+    assert first["parameters"] == {"type": "object", "properties": {}, "required": []}
+    assert (second["name"], second["parameters"]["required"]) == ("search.Images", ["color"])
+    types = {name: argument.get("type") for name, argument in second["parameters"]["properties"].items()}
+    assert types == {"color": "string", "page": "integer", "tags": "array", "odd": None}
+    assert found.left_out == {
+        "rows whose answer calls another function than the tools": 1,
+        "rows with a tool that cannot be read": 1,
+        "rows whose prompt is not laid out as ToolAlpaca's": 1,
+    }
+    assert golds_are_correct(benchmarks.find("toolalpaca:native"), found.rows)
+
+
 def test_bfcl_types_are_those_of_json_schema():
     schema = {"type": "dict", "properties": {"type": {"type": "float"}, "x": {"type": "any"}, "y": {"type": "tuple"}}}
     assert bfcl._json_typed(schema) == {

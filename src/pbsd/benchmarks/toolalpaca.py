@@ -1,11 +1,18 @@
-"""ToolAlpaca as SDFT and SDPO use it: a prompt holds the tools and the question, an answer is `Action:` lines."""
+"""ToolAlpaca as SDFT and SDPO use it: a prompt holds the tools and the question, an answer is `Action:` lines.
+
+`toolalpaca` has the prompts as published, for numbers beside theirs. `toolalpaca:native` has the question alone in the
+prompt and the tools as JSON schemas, read out of the published text, for models whose chat template writes tools.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from pbsd.benchmarks import answers, examples
+from pbsd.benchmarks import answers, bfcl, examples
 from pbsd.benchmarks.adapter import Benchmark, RawRow, Row, Table, UnusableRow, reader, splits
 from pbsd.rewards.tool_syntax import parse_calls
 
@@ -22,6 +29,60 @@ def _row(raw: RawRow, index: int) -> Row:
         "privileged_context": response or None,
         "answer": json.dumps(_calls_of(response) if golden is None else _listed(golden)),
     }
+
+
+_FUNCTION = re.compile(r"^(?!Output:)([\w.-]+): ([^\n]*?)\s*Parameters: (\{[^\n]*\})\s*$", re.MULTILINE)
+"""A function of the published text: its name, what it does, and the JSON of its parameters."""
+_QUESTION = re.compile(r"^Question: (.+)", re.MULTILINE | re.DOTALL)
+_TYPES = ("string", "integer", "number", "boolean", "array", "object")
+
+
+def _native(convert: Callable[[RawRow, int], Row]) -> Callable[[RawRow, int], Row]:
+    """The row with its question as the prompt and its tools as schemas."""
+
+    def convert_natively(raw: RawRow, index: int) -> Row:
+        row = convert(raw, index)
+        text = row["prompt"][-1]["content"]
+        documentation = text.partition("Documentation:")[2].partition("Use the following format:")[0]
+        questions = list(_QUESTION.finditer(text))
+        tools = [_schema(*match.groups()) for match in _FUNCTION.finditer(documentation)]
+        if not tools or not questions:
+            raise UnusableRow("rows whose prompt is not laid out as ToolAlpaca's")
+        if documentation.count("Parameters: ") != len(tools):
+            raise UnusableRow("rows with a tool that cannot be read")
+        calls = json.loads(row["answer"])
+        if not {_name(call) for call in calls} <= {tool["function"]["name"] for tool in tools}:
+            raise UnusableRow("rows whose answer calls another function than the tools")
+        question = questions[-1][1].strip()
+        return {
+            **row,
+            "prompt": [*row["prompt"][:-1], {"role": "user", "content": question}],
+            "tools": json.dumps(tools),
+        }
+
+    return convert_natively
+
+
+def _schema(name: str, description: str, parameters: str) -> dict[str, Any]:
+    try:
+        documented = json.loads(parameters)
+        properties = {key: _property(str(text)) for key, text in documented.items()}
+    except (AttributeError, ValueError):
+        raise UnusableRow("rows with a tool that cannot be read") from None
+    required = [key for key, text in documented.items() if str(text).lower().startswith("required")]
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": name, "description": description.strip(), "parameters": schema}}
+
+
+def _property(text: str) -> dict[str, Any]:
+    """`Required. integer. How many.` as a schema; the whole text stays as its description."""
+    words = text.lower().removeprefix("required.").split()
+    kind = next((kind for kind in _TYPES if words and words[0].startswith(kind)), None)
+    return {**({"type": kind} if kind else {}), "description": text}
+
+
+def _name(call: dict[str, Any]) -> str:
+    return str(call.get("Action", call.get("name")))
 
 
 def _sdpo_row(raw: RawRow, index: int) -> Row:
@@ -82,5 +143,17 @@ TOOLALPACA = {
         example=lambda split: _SDFT.convert_all(examples.TOOLALPACA[split], "example rows"),
         answer_key=answers.tool_answer,
         gold=_gold,
-    )
+    ),
+    "toolalpaca:native": Benchmark(
+        name="toolalpaca:native",
+        splits=splits([_SDFT, _SDPO]),
+        reward="tool_call",
+        read=reader(*(replace(table, convert=_native(table.convert)) for table in (_SDFT, _SDPO))),
+        example=lambda split: replace(_SDFT, convert=_native(_row)).convert_all(
+            examples.TOOLALPACA[split], "example rows"
+        ),
+        answer_key=answers.tool_answer,
+        gold=_gold,
+        tools_template=bfcl.TOOLS_TEMPLATE,
+    ),
 }
