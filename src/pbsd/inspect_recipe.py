@@ -44,6 +44,8 @@ def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
     )
     if config.context_rule != ContextRule():
         screen.print(_describe_arm(config))
+    if any(row.get("tools") for row in rows[:count]):
+        screen.print(f"tools: {limited.tools_source}", highlight=False)
     for index, row in enumerate(rows):
         if index == count:
             break
@@ -199,8 +201,7 @@ def _data(patient: Patient) -> Iterator[Finding]:
     without = sum(prompt.columns.get("privileged_context") in (None, "", []) for prompt in prompts)
     if without and patient.config.reads_context:
         yield Finding(
-            f"{without} of {len(prompts)} training rows have no privileged_context: both roles see the same there",
-            "fill the column, or leave these rows out" if without == len(prompts) else "",
+            f"{without} of {len(prompts)} training rows have no privileged_context: both roles see the same there"
         )
     if test is not None:
         shared = {str(prompt.prompt) for prompt in prompts} & {str(row["prompt"]) for row in test}
@@ -210,11 +211,9 @@ def _data(patient: Patient) -> Iterator[Finding]:
 
 def _templates(patient: Patient) -> Iterator[Finding]:
     prompt, first = patient.prompts[0], patient.tokenizer.bos_token_id
-    same = prompt.context is not None and patient.config.reads_context and prompt.student_ids == prompt.teacher_ids
-    yield Finding(
-        f"first row: student {len(prompt.student_ids)} tokens, teacher {len(prompt.teacher_ids)} tokens",
-        "both roles see the same prompt: does teacher_prompt_template use privileged_context?" if same else "",
-    )
+    yield Finding(f"first row: student {len(prompt.student_ids)} tokens, teacher {len(prompt.teacher_ids)} tokens")
+    if prompt.columns.get("tools"):
+        yield Finding(f"tools: {make_renderer(patient.tokenizer, patient.config).tools_source}")
     if first is not None and prompt.student_ids[:2] == (first, first):
         yield Finding("the prompt starts with two BOS tokens", "take the BOS out of the prompt's text")
 

@@ -69,6 +69,15 @@ class Renderer:
     def chat(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.chat_template_kwargs)
 
+    @property
+    def tools_source(self) -> str:
+        """Where the prompts have their rows' tools from, in words."""
+        if self.tools_template is not None:
+            return "tools_template writes them" if self.tools_template else "for the rewards alone, not in the prompts"
+        if self.tokenizer.chat_template and self.chat.renders_tools:
+            return "the chat template writes them"
+        return "in the prompts' own text"
+
     @cached_property
     def _longest_token(self) -> int:
         return max(map(len, self.tokenizer.get_vocab()), default=1)

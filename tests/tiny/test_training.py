@@ -33,8 +33,7 @@ def test_parameters_change_under_every_loss_and_teacher(make_trainer, loss_type,
 
 def test_first_step_of_the_logistic_loss_is_log_two(make_trainer):
     """With T(.|x,c) = pi(.|x) (no context, the same weights) every margin is 0: loss log 2."""
-    rows = [{**row, "privileged_context": None} for row in ROWS]
-    trainer = make_trainer(rows=rows, loss_type="logistic", max_steps=1)
+    trainer = make_trainer(context="none", loss_type="logistic", max_steps=1)
     trainer.train()
     entry = logs(trainer)[0]
     assert entry["loss"] == pytest.approx(math.log(2), abs=1e-6)

@@ -171,7 +171,7 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         )
     shown = list(rows.rows) if template else [{**row, "prompt": _as_text(row["prompt"])} for row in rows.rows]
     renderer = make_renderer(tokenizer, config)
-    if not (template and renderer.chat.renders_tools):
+    if benchmark.tools_template and not (template and renderer.chat.renders_tools):
         renderer = replace(renderer, tools_template=benchmark.tools_template)
     prompts = PromptDataset.from_rows(shown, renderer, required=sorted(required_columns(reward)), drop_overlong=False)
     model = load_model(request.model, config).to(config.device).eval()
@@ -201,7 +201,7 @@ def prepare(request: Request, folder: Path) -> Evaluation:
         **{name: getattr(request, name) for name in names},
         "thinking": request.thinking or "as the template does",
         "prompt_format": "chat" if template else "text",
-        "tools_format": "text" if renderer.tools_template else "chat template",
+        **({"tools": renderer.tools_source} if benchmark.tools_template else {}),
         "weights_sha256": weights_hash(model),
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
