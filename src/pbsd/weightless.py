@@ -26,6 +26,18 @@ from pbsd.records import Prompt
 from pbsd.rewards import GradedReward
 
 QWEN3_LIKE_TEMPLATE = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\\n\\n' }}
+        {%- set messages = messages[1:] %}
+    {%- endif %}
+    {{- '# Tools\\n\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\\n' + tool | tojson }}
+    {%- endfor %}
+    {{- '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
 {%- for message in messages %}
     {%- set content = message.content %}
     {%- if message.role == 'assistant' and '</think>' in content %}
@@ -40,8 +52,8 @@ QWEN3_LIKE_TEMPLATE = """\
     {%- endif %}
 {%- endif %}
 """
-"""Qwen3's, written anew, without tools and tool responses: an empty thought when thinking is off, and no earlier
-thoughts in the history."""
+"""Like Qwen3's, without its words about tools and without tool responses: an empty thought when thinking is off, and no
+earlier thoughts in the history."""
 
 
 def stand_in_tokenizer() -> PreTrainedTokenizerBase:

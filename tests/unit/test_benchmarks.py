@@ -339,6 +339,11 @@ def test_toolalpaca_natively_has_the_question_and_schemas(tmp_path):
         "rows whose prompt is not laid out as ToolAlpaca's": 1,
     }
     assert golds_are_correct(benchmarks.find("toolalpaca:native"), found.rows)
+    write_lines(tmp_path / "train.jsonl", [{"prompt": DOCUMENTATION, "golden_response": [
+        'Thought: I look.\nAction: search.Images\nAction Input: {"color": "wild"}'
+    ]}])  # fmt: skip
+    (row,) = benchmarks.load("toolalpaca:native", Query(local=str(tmp_path), split="train")).rows
+    assert row["privileged_context"] == 'Thought: I look.\n{"name": "search.Images", "arguments": {"color": "wild"}}'
 
 
 def test_bfcl_types_are_those_of_json_schema():

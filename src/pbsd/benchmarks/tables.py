@@ -121,6 +121,6 @@ def _without_nulls(value: Any, feature: Any) -> Any:
 def table_rows(table: datasets.Dataset, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The rows with these columns only, as `written_rows`, in batches: a table may have millions of rows and wide
     columns."""
-    table = table.select_columns([name for name in columns if name in table.column_names])
+    table = table.select_columns([name for name in dict.fromkeys(columns) if name in table.column_names])
     for start in range(0, len(table), _BATCH):
         yield from written_rows(table.select(range(start, min(start + _BATCH, len(table)))))

@@ -34,6 +34,7 @@ def _row(raw: RawRow, index: int) -> Row:
 _FUNCTION = re.compile(r"^(?!Output:)([\w.-]+): ([^\n]*?)\s*Parameters: (\{[^\n]*\})\s*$", re.MULTILINE)
 """A function of the published text: its name, what it does, and the JSON of its parameters."""
 _QUESTION = re.compile(r"^Question: (.+)", re.MULTILINE | re.DOTALL)
+_ACTION = re.compile(r"^Action: *(\S+)[ \t]*\nAction Input: *(\{.*\})[ \t]*$", re.MULTILINE)
 _TYPES = ("string", "integer", "number", "boolean", "array", "object")
 
 
@@ -57,6 +58,7 @@ def _native(convert: Callable[[RawRow, int], Row]) -> Callable[[RawRow, int], Ro
         return {
             **row,
             "prompt": [*row["prompt"][:-1], {"role": "user", "content": question}],
+            "privileged_context": row["privileged_context"] and _ACTION.sub(_call, row["privileged_context"]),
             "tools": json.dumps(tools),
         }
 
@@ -79,6 +81,11 @@ def _property(text: str) -> dict[str, Any]:
     words = text.lower().removeprefix("required.").split()
     kind = next((kind for kind in _TYPES if words and words[0].startswith(kind)), None)
     return {**({"type": kind} if kind else {}), "description": text}
+
+
+def _call(action: re.Match[str]) -> str:
+    """An action of a response as the JSON of a call, which is of no model's format."""
+    return f'{{"name": {json.dumps(action[1])}, "arguments": {action[2]}}}'
 
 
 def _name(call: dict[str, Any]) -> str:
