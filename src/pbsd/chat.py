@@ -98,10 +98,10 @@ class ChatTemplate:
         """The tokens that the template writes after the text of an assistant's turn, up to the special ones that end
         it; empty where it writes none."""
         question, answer = {"role": "user", "content": "probe"}, {"role": "assistant", "content": "probeanswer"}
-        return self._end([question, answer], {"role": "user", "content": "again"}, ["probeanswer"])
+        return self._end([question, answer], {"role": "user", "content": "again"}, ["probeanswer"], special=False)
 
     def stop_ids(self) -> set[int]:
-        """The special tokens that end an assistant's turn, of text and of tool calls."""
+        """The tokens that end an assistant's turn, of text and of tool calls."""
         return {end[-1] for end in (self.turn_end(), self._calls_end()) if end}
 
     def _calls_end(self) -> tuple[int, ...]:
@@ -112,16 +112,21 @@ class ChatTemplate:
         result = {"role": "tool", "name": "probename", "tool_call_id": "probe0001", "content": "again"}
         for numbers in ((1, 2), (1,)):  # some templates take one call a turn
             turn = {"role": "assistant", "tool_calls": [call(number) for number in numbers]}
-            if end := self._end([{"role": "user", "content": "probe"}, turn], result, [f"end{n}" for n in numbers]):
+            messages: Messages = [{"role": "user", "content": "probe"}, turn]
+            if end := self._end(messages, result, [f"end{number}" for number in numbers], special=True):
                 return end
         return ()
 
-    def _end(self, messages: Messages, next_message: Message, words: Sequence[str]) -> tuple[int, ...]:
-        """The ids after the last of `words`, to the special tokens that end the turn: those at its end where nothing
-        follows, or without any, the first of the next message. What stands between the words ends no turn."""
+    def _end(
+        self, messages: Messages, next_message: Message, words: Sequence[str], *, special: bool
+    ) -> tuple[int, ...]:
+        """The ids after the last of `words`, to the added tokens that end the turn: those at its end where nothing
+        follows, or without any, the first of the next message. What stands between the words ends no turn. `special`:
+        tokens that are no special ones end none, since those close a call."""
         if not self.tokenizer.chat_template:
             return ()
-        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        added = self.tokenizer.added_tokens_decoder.items()
+        marks = {id for id, token in added if token.special or not (special or token.content.isspace())}
         for more, form in itertools.product(([], [next_message]), _FORMS):
             try:
                 text = self._apply(_Chat((*messages, *more), (), (), self.kwargs), form, open_ended=False)
@@ -132,10 +137,10 @@ class ChatTemplate:
             start, end = text.index(words[0]) + len(words[0]), text.index(words[-1]) + len(words[-1])
             ids = self.tokenizer.encode(text[end:], add_special_tokens=False)
             inside = set(self.tokenizer.encode(text[start:end], add_special_tokens=False))
-            ends = [place for place, id in enumerate(ids) if id in special - inside]
+            ends = [place for place, id in enumerate(ids) if id in marks - inside]
             if ends:
                 last = ends[0]
-                while not more and last + 1 < len(ids) and ids[last + 1] in special:
+                while not more and last + 1 < len(ids) and ids[last + 1] in marks:
                     last += 1
                 return tuple(ids[: last + 1])
         return ()

@@ -159,6 +159,8 @@ class Renderer:
                 prompt = _with_tools(prompt, _filled(self.tools_template, "tools_template", values, index))
                 tools = []
             if isinstance(prompt, str):
+                if row.get("chat_template_kwargs"):
+                    raise ChatError("the prompt is plain text, `chat_template_kwargs` are for chats: leave them out")
                 check_mentioned(tools, prompt)
                 return prompt + prefix, _opened(prompt, prefix)
             text = self.chat.render(

@@ -116,6 +116,16 @@ def test_where_a_turn_ends(name):
     assert {tokenizer.decode([id]) for id in chat.stop_ids()} == wanted
 
 
+def test_a_token_that_was_added_as_no_special_one_ends_a_turn_too():
+    """And does not end one of calls: `</tool_call>` is added so in Qwen's tokenizers."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text("utf-8")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"])
+    chat = ChatTemplate(tokenizer)
+    assert tokenizer.decode(list(chat.turn_end())) == "<|im_end|>"
+    assert [tokenizer.decode([id]) for id in chat.stop_ids()] == ["<|im_end|>"]
+
+
 class Model:
     """What `stop_and_pad_ids` asks of a model."""
 

@@ -104,6 +104,7 @@ def test_budgets_are_apart_and_nothing_is_cut(tokenizer):
         ({"prompt": "p", "tools": "[{"}, "`tools` is text that is not JSON"),
         ({"prompt": "p", "tools": [3]}, "each tool is a JSON schema with a name, or a function"),
         ({"prompt": "p", "tools": 3}, "`tools` must be a list"),
+        ({"prompt": "p", "chat_template_kwargs": {"enable_thinking": True}}, "`chat_template_kwargs` are for chats"),
         ({"prompt": [{"role": "user", "content": "p"}], "chat_template_kwargs": [1]}, "must be an object"),
         (
             {"prompt": [{"role": "user", "content": "p"}], "chat_template_kwargs": {"tokenize": 1}},
