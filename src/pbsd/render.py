@@ -76,7 +76,7 @@ class Renderer:
             return "tools_template writes them" if self.tools_template else "for the rewards alone, not in the prompts"
         if self.tokenizer.chat_template and self.chat.renders_tools:
             return "the chat template writes them"
-        return "in the prompts' own text"
+        return "in the prompts' own text: the chat template does not write them"
 
     @cached_property
     def _longest_token(self) -> int:
