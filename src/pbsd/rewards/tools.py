@@ -12,7 +12,7 @@ from typing import Any
 from pbsd.rewards import paper_parity
 from pbsd.rewards.grade import Grade, correct, error, unparsed, wrong
 from pbsd.rewards.text import final_text
-from pbsd.rewards.tool_syntax import SYNTAXES, Call, json_calls, load_json, looks_like_call, parse_calls
+from pbsd.rewards.tool_syntax import SYNTAXES, Call, json_calls, load_json, looks_like_call, read_calls, readings
 
 SCORERS = ("strict", "paper_parity")
 
@@ -50,7 +50,16 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
     as BFCL's names of variables, a value must be of its type and equal it exactly. In the plain form an optional
     argument with a declared `default` may be left out or given as that default, which is the same call.
 
-    `syntax`: see `tool_syntax.parse_calls`. Only the text after a `</think>` counts.
+    Tables fill nested columns with null and make whole numbers floats, so where `expected` or `tools` are objects and
+    not JSON text, a null in them is taken for what the table put there: in a schema, a null is no entry (a null
+    `default` is one where null is of the type, or no type is declared); in the possible-answer form it is no argument;
+    in the plain form, an argument or a key of an inner object may be left out, or be null where the schema does not say
+    otherwise; one that the schema requires must be null. A whole float is an integer where one is declared. In JSON
+    text all is as it is written.
+
+    `syntax`: see `tool_syntax.parse_calls`. A value of a format that writes no types, as `<parameter=zip>75001`, is
+    right when it is so as the text or as the JSON (or Python literal) that it reads as, and of the declared type: the
+    model could not write the difference. Only the text after a `</think>` counts.
 
     `scorer`: `strict` is all of the above; `paper_parity` what SDFT's and SDPO's public code does, see `paper_parity`
     (plain expected calls, the `action` syntax, and no use of `tools`).
@@ -61,9 +70,12 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
     check_options(syntax=syntax, scorer=scorer)
     try:
         items = _listed(expected, "expected")
+        from_table = not isinstance(expected, str)
+        if from_table:
+            items = [_without_nulls(item, deep=scorer == "paper_parity") for item in items]
         if scorer == "paper_parity":
             return paper_parity.grade(completion, items)
-        wanted = [_Expected(item) for item in items]
+        wanted = [_Expected(item, from_table=from_table) for item in items]
         if tools is not None:
             schemas = _schemas(tools)
             for call in wanted:
@@ -74,7 +86,7 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
     if text is None:
         return unparsed("the completion ends inside <think>")
     try:
-        calls = parse_calls(text, syntax)
+        calls = read_calls(text, syntax)
     except ValueError as failure:
         if wanted or looks_like_call(text):
             return unparsed(str(failure))
@@ -125,25 +137,30 @@ def _has_perfect_matching(fits: list[list[bool]]) -> bool:
 class _Expected:
     """One expected call: the accepted values of every argument, and the function's schema when there is one.
 
-    `loose`: in BFCL's possible-answer form. `optional`: the arguments that may be left out.
+    `loose`: in BFCL's possible-answer form. `optional`: the arguments that may be left out. `from_table`: may a table
+    have put nulls into it? `nulls`: so that its arguments may be left out where they are null?
     """
 
-    def __init__(self, item: Any) -> None:
+    def __init__(self, item: Any, *, from_table: bool = False) -> None:
         self.schema: Mapping[str, Any] = {}
         self.loose = _is_possible_answer(item)
+        self.nulls = False
         if self.loose:
-            self.name, self.accepted = _possible_answer(item)
+            self.name, self.accepted = _possible_answer(item, from_table=from_table)
             self.optional = {argument for argument, options in self.accepted.items() if _LEFT_OUT in options}
         else:
-            self.name, arguments = _plain_call(item)
+            self.name, arguments, from_text = _plain_call(item)
+            self.nulls = from_table and not from_text
             self.accepted = {argument: [value] for argument, value in arguments.items()}
-            self.optional = set()
+            self.optional = {argument for argument, value in arguments.items() if self.nulls and value is None}
 
     def attach(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the function's schema. Raises ValueError when the function is not among the tools."""
         if self.name not in schemas:
             raise ValueError(f"expected call {self.name} is not among the tools {sorted(schemas)}")
         self.schema = schemas[self.name].get("parameters") or {}
+        if self.nulls:
+            self._take_back_what_tables_do()
         if not self.loose:
             self._allow_defaults()
 
@@ -156,7 +173,11 @@ class _Expected:
                 return f"argument {argument!r:.100} is not expected"
             if "properties" in self.schema and argument not in self.schema["properties"]:
                 return f"argument {argument!r:.100} is not declared by the tool"
-            if not any(self._accepts(argument, option, value) for option in self._options(argument)):
+            if not any(
+                self._accepts(argument, option, reading)
+                for option in self._options(argument)
+                for reading in readings(value)
+            ):
                 return f"argument {argument!r} is {value!r:.100}, accepted: {self.accepted[argument]!r:.200}"
         for argument in {*self._required(), *self.accepted.keys() - self.optional}:
             if argument not in call.arguments:
@@ -170,6 +191,15 @@ class _Expected:
         """The argument's schema; an empty one, which allows everything, where it is none (`true`, say)."""
         declared = (self.schema.get("properties") or {}).get(argument)
         return declared if isinstance(declared, dict) else {}
+
+    def _take_back_what_tables_do(self) -> None:
+        """Nulls that are of no declared type are no arguments; whole floats are integers where those are declared."""
+        for argument, (value,) in list(self.accepted.items()):
+            declared = self._declared(argument)
+            if value is None and argument not in self._required() and not _may_be_null(declared):
+                del self.accepted[argument]
+            elif isinstance(value, float) and value.is_integer() and _has_type(int(value), declared):
+                self.accepted[argument] = [value if _has_type(value, declared) else int(value)]
 
     def _allow_defaults(self) -> None:
         for argument in (self.schema.get("properties") or {}).keys() - set(self._required()):
@@ -191,8 +221,8 @@ class _Expected:
         if not _has_type(option, declared):  # then only the outermost type can be asked of the value
             declared = {"type": declared.get("type")}
         if not _has_type(option, declared):
-            return type(option) is type(value) and _equal(option, value, loose=False)
-        return _has_type(value, declared) and _equal(option, value, loose=self.loose)
+            return type(option) is type(value) and _equal(option, value, nulls=self.nulls)
+        return _has_type(value, declared) and _equal(option, value, loose=self.loose, nulls=self.nulls)
 
 
 def _is_possible_answer(item: Any) -> bool:
@@ -202,8 +232,12 @@ def _is_possible_answer(item: Any) -> bool:
     return name != "function" and isinstance(arguments, dict)
 
 
-def _possible_answer(item: dict[str, Any]) -> tuple[str, dict[str, list[Any]]]:
+def _possible_answer(item: dict[str, Any], *, from_table: bool) -> tuple[str, dict[str, list[Any]]]:
     ((name, accepted),) = item.items()
+    if from_table:
+        accepted = {
+            argument: _without_nulls(values, deep=True) for argument, values in accepted.items() if values is not None
+        }
     for argument, values in accepted.items():
         if not isinstance(values, list):
             raise ValueError(
@@ -213,29 +247,50 @@ def _possible_answer(item: dict[str, Any]) -> tuple[str, dict[str, list[Any]]]:
     return name, accepted
 
 
-def _plain_call(item: Any) -> Call:
+def _plain_call(item: Any) -> tuple[str, dict[str, Any], bool]:
+    """The name, the arguments, and whether these were given as JSON text."""
     if isinstance(item, dict) and "Action" in item:
         item = {"name": item["Action"], "arguments": item.get("Action_Input", {})}
     (call,) = json_calls(item)
-    return call
+    inner = item.get("function") if isinstance(item.get("function"), dict) else item
+    return call.name, call.arguments, any(isinstance(inner.get(key), str) for key in ("arguments", "parameters"))
 
 
-def _equal(option: Any, value: Any, *, loose: bool) -> bool:
-    """Is `value` what `option` asks for? `loose`: as in BFCL, where a dict holds the accepted values of each key."""
+def _without_nulls(value: Any, *, deep: bool = False) -> Any:
+    """A call without the keys that are null, such as those of calls in another form; `deep`: objects in it too."""
+    if isinstance(value, list) and deep:
+        return [_without_nulls(item, deep=True) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: inner for key, inner in value.items() if inner is not None}
+    if not deep and isinstance(kept.get("function"), dict):
+        return {**kept, "function": _without_nulls(kept["function"])}
+    return {key: _without_nulls(inner, deep=True) for key, inner in kept.items()} if deep else kept
+
+
+def _equal(option: Any, value: Any, *, loose: bool = False, nulls: bool = False) -> bool:
+    """Is `value` what `option` asks for?
+
+    `loose`: as in BFCL, where a dict holds the accepted values of each key. `nulls`: may a key of `option` that is null
+    be left out?
+    """
     if isinstance(option, bool) or isinstance(value, bool):
         return option is value
     if isinstance(option, str) and isinstance(value, str):
         return _standard(option) == _standard(value) if loose else option == value
     if isinstance(option, list | tuple) and isinstance(value, list | tuple):
-        return len(option) == len(value) and all(_equal(o, v, loose=loose) for o, v in zip(option, value, strict=True))
+        pairs = zip(option, value, strict=False)
+        return len(option) == len(value) and all(_equal(o, v, loose=loose, nulls=nulls) for o, v in pairs)
     if isinstance(option, dict) and isinstance(value, dict):
-        return _equal_dicts(option, value, loose=loose)
+        return _equal_dicts(option, value, loose=loose, nulls=nulls)
     return bool(option == value)
 
 
-def _equal_dicts(option: dict[str, Any], value: dict[str, Any], *, loose: bool) -> bool:
+def _equal_dicts(option: dict[str, Any], value: dict[str, Any], *, loose: bool, nulls: bool) -> bool:
     if not loose:
-        return option.keys() == value.keys() and all(_equal(option[key], value[key], loose=False) for key in option)
+        if nulls:
+            option = {key: inner for key, inner in option.items() if inner is not None or key in value}
+        return option.keys() == value.keys() and all(_equal(option[key], value[key], nulls=nulls) for key in option)
     # A few BFCL rows hold a bare value instead of a list of them in an inner dict.
     accepted = {key: values if isinstance(values, list) else [values] for key, values in option.items()}
     if any(_LEFT_OUT not in values for key, values in accepted.items() if key not in value):
@@ -276,9 +331,32 @@ def _listed(value: Any, what: str) -> list[Any]:
     return value
 
 
+def _may_be_null(schema: Mapping[str, Any]) -> bool:
+    """Does a schema allow null, as far as it says? One without a type allows everything."""
+    choices = [choice for key in ("anyOf", "oneOf") for choice in schema.get(key) or () if isinstance(choice, dict)]
+    if schema.get("nullable") or any(map(_may_be_null, choices)):
+        return True
+    return not choices and _has_type(None, schema)
+
+
+def _without_table_nulls(schema: Any) -> Any:
+    """A schema without the entries that are null: no entry of a schema may be, but for a default (or a constant)."""
+    if isinstance(schema, list):
+        return [_without_table_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: _without_table_nulls(value) for key, value in schema.items() if value is not None}
+    for key in ("default", "const"):
+        # A property may have such a name, and then holds a schema.
+        if key in schema and (schema[key] is not None or ("type" in kept and _may_be_null(kept))):
+            kept[key] = schema[key]
+    return kept
+
+
 def _schemas(tools: Any) -> dict[str, Mapping[str, Any]]:
     schemas: dict[str, Mapping[str, Any]] = {}
-    for item in _listed(tools, "tools"):
+    listed = _listed(tools, "tools")
+    for item in listed if isinstance(tools, str) else _without_table_nulls(listed):
         schema = item.get("function", item) if isinstance(item, dict) else item
         if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):
             raise ValueError(f"`tools` holds {item!r:.200}; each tool is an object with a name and parameters")

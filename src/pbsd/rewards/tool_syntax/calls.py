@@ -1,0 +1,161 @@
+"""What every format's reader shares: a call, JSON read strictly, call objects in JSON, and values without a type."""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from typing import Any, NamedTuple
+
+_NAME_KEYS = ("name", "tool_name", "tool", "action", "function")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "tool_input", "action_input")
+_BESIDE = {"id", "type", "index", "tool_call_id"}
+"""Keys that may stand beside a call's name and arguments: they say nothing of the call."""
+
+
+class Call(NamedTuple):
+    """One tool call: the function's name and its arguments by name.
+
+    A value is a `Untyped` where its format writes text without a type.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class NoCall(ValueError):
+    """The text makes no call, and tries none."""
+
+
+class Untyped(str):
+    """A value as its format writes it, without quotes or type: 75001 may be the number or the text.
+
+    Which it is, the tool's schema or the expected value says; a model cannot write the difference.
+    """
+
+    def readings(self) -> list[Any]:
+        """All that it may be: the text, without the blanks around it too, and what it is as JSON or Python."""
+        stripped = self.strip()
+        values: list[Any] = [str(self), stripped]
+        value = literal(stripped)
+        return values if isinstance(value, str) else [*values, value]
+
+    def plain(self) -> Any:
+        """What it most likely is: JSON or a Python literal where it is one and no string, else the text."""
+        return self.readings()[-1] if not isinstance(self.readings()[-1], str) else str(self)
+
+
+def readings(value: Any) -> list[Any]:
+    """All the values that an argument's value may be: itself, but for an `Untyped`."""
+    return value.readings() if isinstance(value, Untyped) else [value]
+
+
+def plain(call: Call) -> Call:
+    """The call with every `Untyped` as what it most likely is."""
+    arguments = {k: v.plain() if isinstance(v, Untyped) else v for k, v in call.arguments.items()}
+    return Call(call.name, arguments)
+
+
+def literal(text: str) -> Any:
+    """The value of JSON or of a Python literal (templates write True and None too); the text where it is neither."""
+    try:
+        return load_json(text)
+    except ValueError:
+        pass
+    if text not in ("True", "False", "None") and text[:1] not in ("[", "{", "("):
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parser comments on escapes in model-written strings
+            value = ast.literal_eval(text)
+        repr(value)  # raises for a hexadecimal integer of more digits than Python would read
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value
+
+
+def load_json(text: str) -> Any:
+    """`json.loads` that refuses a key given twice. Raises ValueError when the text is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
+def decode(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at `start`, as `load_json` reads it, and where it ends."""
+    try:
+        return json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
+def decode_object(text: str, start: int) -> tuple[dict[str, Any], int]:
+    """Like `decode`, for a call's arguments. Raises ValueError where they are no object."""
+    value, end = decode(text, start)
+    if not isinstance(value, dict):
+        raise ValueError(f"the arguments are {value!r:.100}, not an object")
+    return value, end
+
+
+def is_cut_off(failure: ValueError) -> bool:
+    """Did the JSON end too early? It then is right as far as it goes."""
+    if not isinstance(failure, json.JSONDecodeError):
+        return False
+    return failure.msg.startswith("Unterminated string") or not failure.doc[failure.pos :].strip()
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError(f"a JSON key is given twice among {[key for key, _ in pairs]!r:.200}")
+    return unique
+
+
+def is_call_like(value: Any) -> bool:
+    """Is a JSON value meant as a call, or a list of calls, whether or not it can be read as one?
+
+    It has a name and arguments, or is in OpenAI's form. {"name": "Ann", "age": 5} is data.
+    """
+    if isinstance(value, list):
+        return any(map(is_call_like, value))
+    if not isinstance(value, dict):
+        return False
+    if "tool_calls" in value or isinstance(value.get("function"), dict):
+        return True
+    named = any(isinstance(value.get(key), str) for key in _NAME_KEYS)
+    return named and any(key in value for key in _ARGUMENT_KEYS)
+
+
+def json_calls(value: Any) -> list[Call]:
+    """The calls of a call object, a list of call objects, or a message with `tool_calls`.
+
+    A call object has a name under `name`, `tool_name`, `tool`, `action` or `function`, and its arguments, an object or
+    its JSON, under `arguments`, `parameters`, `args`, `tool_input` or `action_input`; or is OpenAI's
+    `{"function": {"name": ..., "arguments": ...}}`. Raises ValueError for anything else.
+    """
+    if isinstance(value, dict) and "name" not in value and isinstance(value.get("tool_calls", ""), list | type(None)):
+        value = value["tool_calls"] or []  # OpenAI writes null for none
+    return [_json_call(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _json_call(value: Any) -> Call:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.200} is not a call object")
+    if isinstance(value.get("function"), dict):
+        if unknown := value.keys() - _BESIDE - {"function"}:
+            raise ValueError(f"keys {sorted(unknown)} stand beside the call's function")
+        return _json_call(value["function"])
+    names = [key for key in _NAME_KEYS if key in value]
+    given = [key for key in _ARGUMENT_KEYS if key in value]
+    if len(given) > 1:
+        raise ValueError(f"the call has arguments twice, as `{given[0]}` and as `{given[1]}`")
+    arguments = value[given[0]] if given else {}
+    if isinstance(arguments, str):
+        arguments = load_json(arguments)
+    name = value[names[0]] if names else None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError(f"{value!r:.200} is not a call: a name and an object of arguments are needed")
+    if unknown := value.keys() - _BESIDE - {names[0], *given}:
+        raise ValueError(f"keys {sorted(unknown)} stand beside the call's arguments")
+    return Call(name, arguments)
