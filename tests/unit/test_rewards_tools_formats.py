@@ -294,7 +294,16 @@ def test_a_call_that_is_begun_and_cannot_be_read_is_unparsed_and_its_format_name
 
 
 @pytest.mark.parametrize(
-    "marker", ["<|toolcall_begin|>", "<acme_tool_call>", "[TOOL_USE]", "<FUNCTION_CALL>", "<tool_use>", "</tool_call>"]
+    "marker",
+    [
+        "<|toolcall_begin|>",
+        "<acme_tool_call>",
+        "[TOOL_USE]",
+        "<FUNCTION_CALL>",
+        "<tool_use>",
+        "</tool_call>",
+        "]<]minimax[>[",
+    ],
 )
 def test_the_marker_of_an_unknown_format_is_named_and_the_known_ones_listed(marker):
     for expected in (EXPECTED, []):

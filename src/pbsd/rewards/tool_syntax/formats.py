@@ -100,9 +100,9 @@ MARKED = (
     Format(
         "granite",
         "Granite 3, Phi-4-mini",
-        r"<\|tool_call\|>",
+        r"<\|tool_calls?\|>",
         '<|tool_call|>[{"name": ..., "arguments": {...}}]',
-        tagged_json(r"<\|tool_call\|>", r"<\|/tool_call\|>", required=False),
+        tagged_json(r"<\|tool_calls?\|>", r"<\|/tool_calls?\|>", required=False),
     ),
     Format(
         "phi",
@@ -190,11 +190,11 @@ MARKED = (
     ),
     Format(
         "function_call",
-        "GigaChat 3, Granite 20B",
-        r"<\|function_call\|>|function call<\|role_sep\|>|<function_call>",
+        "GigaChat 3, Granite 20B, Glaive",
+        r"<\|function_call\|>|function call<\|role_sep\|>|<function_?call>",
         '<|function_call|>{"name": ..., "arguments": {...}}',
         tagged_json(
-            r"<\|function_call\|>|function call<\|role_sep\|>|<function_call>", r"</function_call>", required=False
+            r"<\|function_call\|>|function call<\|role_sep\|>|<function_?call>", r"</function_?call>", required=False
         ),
     ),
     Format(
@@ -240,6 +240,6 @@ NAMED = (JSON, PYTHON, *(f for f in MARKED if f.name == "hermes"), ACTION, *(f f
 UNKNOWN = re.compile(
     r"<[|｜]?/?[a-z0-9_:▁\-]{0,30}(?:tool|function|func)s?[_▁\-]?(?:call|use|invo)[a-z0-9_:▁\-]{0,30}[|｜]?>"
     r"|<[|｜]?/?[A-Z0-9_:▁\-]{0,30}(?:TOOL|FUNCTION|FUNC)S?[_▁\-]?(?:CALL|USE|INVO)[A-Z0-9_:▁\-]{0,30}[|｜]?>"
-    r"|\[/?[A-Z_]{0,30}(?:TOOL|FUNCTION)S?_?(?:CALL|USE)[A-Z_]{0,30}\](?!\()"
+    r"|\[/?[A-Z_]{0,30}(?:TOOL|FUNCTION)S?_?(?:CALL|USE)[A-Z_]{0,30}\](?!\()|\]<\]minimax\[>\["
 )
 """What looks like another format's marker."""

@@ -71,7 +71,7 @@ def tagged_json(begins: str, ends: str, *, required: bool = True, several: bool 
         calls, end = _json_values(text, _skip(text, opened.end()), several=several)
         closed = closing.match(text, end)
         if closed is None and required:
-            raise ValueError(f"{text[end : end + 20].strip()!r} stands where it should be closed")
+            raise ValueError("no closing marker follows")
         return calls, closed.end() if closed else end
 
     return read

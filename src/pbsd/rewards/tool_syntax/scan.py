@@ -32,7 +32,7 @@ def _begins(forms: Sequence[Format]) -> re.Pattern[str]:
 
 # No format begins with another character: most places of a text are passed over by that alone.
 _ANY = re.compile(
-    rf"(?=[<\[{{`>Atfc \t])(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
+    rf"(?=[<\[{{\]`>Atfc \t])(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
 )
 _ANY_MARKED = _begins((*MARKED, ACTION))
 _BEGINS = {name: _begins([form]) for name, form in _FORMATS.items()}
