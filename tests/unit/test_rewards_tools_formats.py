@@ -159,9 +159,13 @@ NO_CALLS = [
     'She is {"name": "Ann", "age": 30}.',
     '```json\n[{"name": "Ann", "age": 30}, {"name": "Bo"}]\n```',
     'A schema: {"type": "object", "properties": {"name": {"type": "string"}}}',
+    'Define\n```json\n{"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}\n```',
+    '{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}',
+    '[{"f": {"a": 1}}]',
     'Broken: {"name": "Ann", "age": }',
     '{"example": {"name": "f", "arguments": {}}}',
     'json\n{"answer": 5}',
+    'The set is functional\n```json\n{"x": 1}\n```',
     'Output\n{"x": 1}',
     "```python\nimport math\nprint(math.sqrt(2))\n```",
     "Use\n```python\ndef f(a):\n    return g(a=a)\n```\nand then\n```python\nprint('hi')\n```",
@@ -252,6 +256,18 @@ def test_calls_in_a_row_and_after_prose_are_read(syntax, text):
 @pytest.mark.parametrize("text", IN_TEXT)
 def test_a_call_in_a_text_is_read(text):
     assert (grade(text, EXPECTED).outcome, grade(text, []).outcome) == ("correct", "wrong")
+
+
+def test_the_name_of_a_known_function_tells_a_call_from_data():
+    tools = [{"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}]
+    expected = [{"name": "weather", "arguments": {"city": "Quito"}}]
+    for text in ('[{"weather": {"city": "Quito"}}]', '{"weather": {"city": "Quito"}}', 'weather\n{"city": "Quito"}'):
+        assert grade(text, expected).outcome == "correct"
+        assert grade(text, expected, tools, syntax="json").outcome == ("correct" if text[0] in "[{" else "unparsed")
+        assert grade(text, [], tools).outcome == "wrong"
+        assert grade(text, []).outcome == "correct"
+    for data in ('[{"weather": "warm"}]', '[{"weather": {}}, {"city": {}}]', '{"weather": {}, "city": {}}'):
+        assert grade(data, [], tools).outcome == "correct"
 
 
 def test_several_fences_are_several_calls():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import trl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -117,6 +119,12 @@ def weather(**arguments):
     return {"name": "get_weather", "arguments": arguments}
 
 
+FAMILIES = (
+    "deepseekv3", "gemma4", "glm4moe", "gptoss", "lfm2_v2", "llama3_1", "muse_glimmer", "nemotron_3_nano", "qwen2_5",
+    "qwen3_6",
+)  # fmt: skip
+"""One template for each way to write values."""
+
 CALLING = [name for name in TEMPLATES if name not in WITHOUT_CALLS]
 
 
@@ -146,6 +154,34 @@ def test_all_arguments_at_once_and_other_values_are_told_apart(name):
     for key, value in arguments.items():
         other = {"x": 1} if value == {} else [value] if not isinstance(value, str) else value + "x"
         assert grade(text, json.dumps([weather(**{**arguments, key: other})]), [TOOL]).outcome == "wrong", key
+
+
+KINDS = {
+    "string": st.text(
+        st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), include_characters="\n\t"), max_size=30
+    ),
+    "integer": st.integers(),
+    "number": st.floats(allow_nan=False, allow_infinity=False),
+    "boolean": st.booleans(),
+}
+INNER = st.recursive(
+    st.one_of(st.none(), *KINDS.values()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b_c", "d"]), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS["array"] = st.lists(INNER, max_size=3)
+KINDS["object"] = st.dictionaries(st.sampled_from(["a", "b_c", "d"]), INNER, max_size=3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40)
+@given(data=st.data())
+def test_any_arguments_are_read_as_themselves(name, data):
+    by_kind = {kind: key for key, (kind, _) in VALUES.items() if isinstance(kind, str)}
+    arguments = {key: data.draw(KINDS[kind]) for kind, key in by_kind.items()}
+    text = rendered(name, weather(**arguments))
+    result = grade(text, json.dumps([weather(**arguments)]), [TOOL])
+    assert result.outcome == "correct", (result.reason, text)
 
 
 @pytest.mark.parametrize("name", CALLING)

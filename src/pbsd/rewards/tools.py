@@ -76,8 +76,8 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
         if scorer == "paper_parity":
             return paper_parity.grade(completion, items)
         wanted = [_Expected(item, from_table=from_table) for item in items]
+        schemas = _schemas(tools) if tools is not None else {}
         if tools is not None:
-            schemas = _schemas(tools)
             for call in wanted:
                 call.attach(schemas)
     except ValueError as failure:
@@ -85,10 +85,11 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
     text = final_text(completion)
     if text is None:
         return unparsed("the completion ends inside <think>")
+    names = {*schemas, *(call.name for call in wanted)}
     try:
-        calls = read_calls(text, syntax)
+        calls = read_calls(text, syntax, names)
     except ValueError as failure:
-        if wanted or looks_like_call(text):
+        if wanted or looks_like_call(text, names):
             return unparsed(str(failure))
         return correct("no call was expected")
     try:

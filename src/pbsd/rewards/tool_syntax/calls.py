@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 _NAME_KEYS = ("name", "tool_name", "tool", "action", "function")
@@ -115,16 +116,33 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def is_call_like(value: Any) -> bool:
     """Is a JSON value meant as a call, or a list of calls, whether or not it can be read as one?
 
-    It has a name and arguments, or is in OpenAI's form. {"name": "Ann", "age": 5} is data.
+    It has a name and arguments, or is in OpenAI's form. {"name": "Ann", "age": 5} is data, and so is a tool's schema.
     """
     if isinstance(value, list):
-        return any(map(is_call_like, value))
-    if not isinstance(value, dict):
+        return any(is_call_like(item) for item in value if isinstance(item, dict))
+    if not isinstance(value, dict) or _is_tool(value):
         return False
     if "tool_calls" in value or isinstance(value.get("function"), dict):
         return True
     named = any(isinstance(value.get(key), str) for key in _NAME_KEYS)
     return named and any(key in value for key in _ARGUMENT_KEYS)
+
+
+def _is_tool(value: dict[str, Any]) -> bool:
+    """Does an object describe a tool, as a schema does, rather than call it?"""
+    schema = value["function"] if isinstance(value.get("function"), dict) else value
+    parameters = schema.get("parameters")
+    described = isinstance(parameters, dict) and parameters.get("type") == "object" and "properties" in parameters
+    return described or ("description" in schema and "arguments" not in schema)
+
+
+def calls_by_name(value: Any, names: Collection[str]) -> list[Call]:
+    """The calls of `[{"f": {"a": 1}}]`, where `names` holds every f: Apertus's form without its markers, and BFCL's."""
+    items = value if isinstance(value, list) else [value]
+    pairs = [pair for item in items if isinstance(item, dict) and len(item) == 1 for pair in item.items()]
+    if len(pairs) < len(items) or not all(name in names and isinstance(given, dict) for name, given in pairs):
+        return []
+    return [Call(name, arguments) for name, arguments in pairs]
 
 
 def json_calls(value: Any) -> list[Call]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pbsd.rewards.tool_syntax import python, xml
 from pbsd.rewards.tool_syntax.calls import Call, decode, decode_object, json_calls
@@ -23,13 +23,15 @@ _PYTHON_TAG = re.compile(r"<\|python_tag\|>\s*")
 
 _MISTRAL = re.compile(rf"\s*\[TOOL_CALLS\]\s*({_NAME})\s*(?:\[CALL_ID\]\s*[\w\-]{{0,200}}\s*)?(?:\[ARGS\]\s*)?(?=\{{)")
 
-DEEPSEEK_BEGINS = r"<｜tool[▁_]call(?:s[▁_]begin|[▁_]begin)｜>|<｜tool[▁_]sep｜>|\bfunction[\w.\-]{1,200}\s*\n```json\n"
+DEEPSEEK_BEGINS = (
+    r"<｜tool[▁_]call(?:s[▁_]begin|[▁_]begin)｜>|<｜tool[▁_]sep｜>|(?m:^)function[\w.\-]{1,200}\s?\n```json\n"
+)
 _DEEPSEEK_OPENS = re.compile(r"<｜tool[▁_]calls[▁_]begin｜>\s*")
 _DEEPSEEK_CALL = re.compile(rf"\s*<｜tool[▁_]call[▁_]begin｜>\s*({_NAME})\s*<｜tool[▁_]sep｜>\s*")
 _DEEPSEEK_NAMED = re.compile(rf"({_NAME})\s*```(?:json)?\s*")
 _DEEPSEEK_ENDS = re.compile(r"\s*(?:```)?\s*(?:<｜tool[▁_]call[▁_]end｜>)?")
 _DEEPSEEK_CLOSES = re.compile(r"\s*<｜tool[▁_]calls[▁_]end｜>")
-_DEEPSEEK_BARE = re.compile(r"\s*function([\w.\-]{1,200})\s*\n```json\n\s*")
+_DEEPSEEK_BARE = re.compile(r"\s*function([\w.\-]{1,200})\s?\n```json\n\s*")
 
 KIMI_BEGINS = r"<\|tool_calls_section_begin\|>|<\|tool_call_begin\|>"
 _KIMI_OPENS = re.compile(r"<\|tool_calls_section_begin\|>\s*")
@@ -255,17 +257,17 @@ def apertus(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
     return calls, closing.end() if closing else end
 
 
-def named_objects(text: str) -> list[Call]:
+def named_objects(text: str, names: Collection[str]) -> list[Call]:
     """The calls of a text that is wholly `f{...}`, as Mistral's, Kimi's and DeepSeek's calls are without their markers.
 
-    Also with the object on the next line, as GLM-4 and Functionary have it, where the name cannot be a heading. None
-    where it is something else. Raises ValueError where such a call cannot be read.
+    Also with the object on the next line, as GLM-4 and Functionary have it, where the name is one of `names` or cannot
+    be a heading. None where it is something else. Raises ValueError where such a call cannot be read.
     """
     calls: list[Call] = []
     end = 0
     while opening := _BARE_NAME.match(text, end):
         functions, name, number, gap = opening.groups()
-        if gap and not (functions or number or re.search(r"[_.]|[a-z][A-Z]", name)):
+        if gap and not (functions or number or name in names or re.search(r"[_.]|[a-z][A-Z]", name)):
             return []
         try:
             arguments, end = decode_object(text, opening.end())

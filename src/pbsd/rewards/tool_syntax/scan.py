@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pbsd.rewards.tool_syntax import python, unmarked
 from pbsd.rewards.tool_syntax.calls import Call, NoCall, load_json, plain
@@ -39,11 +39,15 @@ _BEGINS = {name: _begins([form]) for name, form in _FORMATS.items()}
 _CLOSES = re.compile(r"/|end|END|[a-z]\|>")
 
 
-def read_calls(text: str, syntax: str) -> list[Call]:
-    """The calls written in `text`, in order; values without a type stay `Untyped`. See `parse_calls`."""
+def read_calls(text: str, syntax: str, names: Collection[str] = ()) -> list[Call]:
+    """The calls written in `text`, in order; values without a type stay `Untyped`. See `parse_calls`.
+
+    `names`: the functions that are known, by which JSON `{"f": {...}}`, or f with its arguments on the next line, is a
+    call and no data.
+    """
     text = _without_turn_end(text)
     try:
-        return _auto(text) if syntax == "auto" else _named(text, syntax)
+        return _auto(text, names) if syntax == "auto" else _named(text, syntax, names)
     except RecursionError:
         raise ValueError("the calls are nested too deeply") from None
 
@@ -71,25 +75,25 @@ def parse_calls(text: str, syntax: str) -> list[Call]:
     return [plain(call) for call in read_calls(text, syntax)]
 
 
-def looks_like_call(text: str) -> bool:
+def looks_like_call(text: str, names: Collection[str] = ()) -> bool:
     """Is a call made or tried, whether or not it can be read? Prose that mentions one, data and programs are none."""
     try:
-        return bool(read_calls(text, "auto"))
+        return bool(read_calls(text, "auto", names))
     except NoCall:
         return False
     except ValueError:
         return True
 
 
-def _auto(text: str) -> list[Call]:
+def _auto(text: str, names: Collection[str]) -> list[Call]:
     body = unmarked.unfenced(text)
     # What the text wholly is comes first, since a marker in one of its strings is text.
     if body[:1] in ("{", "[") and _is_json(body):
-        return _read(JSON, lambda: unmarked.json_body(body))
+        return _read(JSON, lambda: unmarked.json_body(body, names))
     if python.BEGINS.match(body.lstrip("[ \n")):
         with contextlib.suppress(ValueError):
             return python.python_calls(body)
-    calls = _read(_FORMATS["mistral"], lambda: named_objects(text)) or _scan(text, _ANY)
+    calls = _read(_FORMATS["mistral"], lambda: named_objects(text, names)) or _scan(text, _ANY)
     if calls:
         return calls
     try:
@@ -98,15 +102,14 @@ def _auto(text: str) -> list[Call]:
         raise NoCall(f"no call was found in any known format: {', '.join(SYNTAXES[1:])}") from None
 
 
-def _named(text: str, syntax: str) -> list[Call]:
+def _named(text: str, syntax: str, names: Collection[str]) -> list[Call]:
     form = _FORMATS[syntax]
     body = unmarked.unfenced(text)
-    whole = {"json": unmarked.json_body, "python": python.python_calls}.get(syntax)
-    if whole is None:
+    if form not in (JSON, PYTHON):
         calls = _scan(text, _BEGINS[syntax])
     else:
         try:
-            return whole(body)
+            return unmarked.json_body(body, names) if form is JSON else python.python_calls(body)
         except ValueError as failure:
             fences = Format(FENCE.name, "", "", form.looks, unmarked.fence(json=form is JSON, code=form is PYTHON))
             calls = _scan(text, _BEGINS[FENCE.name], {FENCE.name: fences})

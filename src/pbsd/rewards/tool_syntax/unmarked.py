@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pbsd.rewards.tool_syntax import python
-from pbsd.rewards.tool_syntax.calls import Call, NoCall, decode, is_call_like, is_cut_off, json_calls, load_json
+from pbsd.rewards.tool_syntax.calls import (
+    Call,
+    NoCall,
+    calls_by_name,
+    decode,
+    is_call_like,
+    is_cut_off,
+    json_calls,
+    load_json,
+)
 from pbsd.rewards.tool_syntax.marked import Reader
 
 FENCE_BEGINS = r"```(?:[^\n`({\[]{0,200}\n|json(?=\s?[\[{]))?"
@@ -33,9 +43,11 @@ _NO_TOOL = ("directly_answer", "directly-answer")
 """Command R's tool for an answer without a call."""
 
 
-def json_body(text: str) -> list[Call]:
+def json_body(text: str, names: Collection[str]) -> list[Call]:
     """The calls of a text that is wholly JSON. Raises NoCall where it is other JSON, ValueError where it is none."""
     value = load_json(text)
+    if calls := calls_by_name(value, names):
+        return calls
     # A name alone is a call without arguments only where nothing else is said.
     if value != [] and not is_call_like(value) and not (isinstance(value, dict) and value.keys() == {"name"}):
         raise NoCall(f"{text!r:.200} is not a call object, nor a list of them")
