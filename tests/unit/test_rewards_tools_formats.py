@@ -392,7 +392,7 @@ def test_a_text_of_any_piece_again_and_again_is_judged_in_linear_time(piece):
     """Twice the length may take twice the time; quadratic would be 64 times as long for 8 times the length."""
     for opening in ("", "<tool_call>", "[TOOL_CALLS]f", "<function=f><parameter=a>", "call:f{a:", "[f(a="):
         seconds = []
-        for size in (20_000, 160_000):
+        for size in (12_000, 96_000):
             text = opening + piece * (size // len(piece))
             started = time.process_time()
             grade(text, EXPECTED)

@@ -1,7 +1,7 @@
 """Rewards: is a completion right, and what is it worth?
 
 A grader judges one completion and returns a `Grade`: `math.py` with `math_text.py` and `math_compare.py`,
-`tools.py` with `tool_syntax.py` and `paper_parity.py`, `format.py`.
+`tools.py` with `tool_syntax/` and `paper_parity.py`, `format.py`.
 `pool.py` runs graders in worker processes (`worker.py`, `wire.py`) that are killed at a time limit.
 `functions.py` makes graders, users' functions and names into reward functions with TRL's signature.
 `batch.py` runs several of them on a batch and adds up; an unknown reward stays unknown.

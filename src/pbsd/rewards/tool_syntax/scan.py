@@ -30,13 +30,13 @@ def _begins(forms: Sequence[Format]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?P<{form.name}>{form.begins})" for form in forms))
 
 
-# No format begins with another character: most places of a text are passed over by that alone.
+# No format begins otherwise: nearly all places of a text are passed over by that alone.
 _ANY = re.compile(
-    rf"(?=[<\[{{\]`>Atfc \t])(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
+    rf"(?=[<\[{{\]`>]|Action:|to=|tool_code|func|call:)(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
 )
 _ANY_MARKED = _begins((*MARKED, ACTION))
 _BEGINS = {name: _begins([form]) for name, form in _FORMATS.items()}
-_CLOSES = re.compile(r"/|end|END|[a-z]\|>")
+_CLOSES = re.compile(r"/|end|END|^<\w+\|>$")
 
 
 def read_calls(text: str, syntax: str, names: Collection[str] = ()) -> list[Call]:
@@ -103,7 +103,7 @@ def _auto(text: str, names: Collection[str]) -> list[Call]:
 
 
 def _named(text: str, syntax: str, names: Collection[str]) -> list[Call]:
-    form = _FORMATS[syntax]
+    form, reason = _FORMATS[syntax], ""
     body = unmarked.unfenced(text)
     if form not in (JSON, PYTHON):
         calls = _scan(text, _BEGINS[syntax])
@@ -113,10 +113,9 @@ def _named(text: str, syntax: str, names: Collection[str]) -> list[Call]:
         except ValueError as failure:
             fences = Format(FENCE.name, "", "", form.looks, unmarked.fence(json=form is JSON, code=form is PYTHON))
             calls = _scan(text, _BEGINS[FENCE.name], {FENCE.name: fences})
-            if not calls and not isinstance(failure, NoCall):
-                raise ValueError(_unread(form, failure)) from None
+            reason = f" ({failure})"
     if not calls:
-        raise NoCall(f"no call in the format {syntax!r} was found; expected {form.looks}")
+        raise NoCall(f"no call in the format {syntax!r} was found{reason}; expected {form.looks}")
     return calls
 
 

@@ -35,9 +35,9 @@ LIST_BEGINS = rf"(?<![\w\])])\[\s*(?={python.BEGINS.pattern}|[^\W\d][\w.]{{0,199
 
 _ACTION = re.compile(r"^[ \t]*Action:(.*)$", re.MULTILINE)
 _ACTION_INPUT = re.compile(r"^[ \t]*Action Input:\s*", re.MULTILINE)
-ACTION_BEGINS = r"(?m:^)[ \t]{0,20}Action:"
+ACTION_BEGINS = r"Action:"
 ACTION_FENCE_BEGINS = rf"{ACTION_BEGINS}\s{{0,20}}```"
-_ACTION_FENCE = re.compile(r"[ \t]*Action:\s*```[^\n`{\[]*\s*")
+_ACTION_FENCE = re.compile(r"Action:\s*```[^\n`{\[]*\s*")
 _ACTION_FENCE_ENDS = re.compile(r"\s*```")
 _NO_TOOL = ("directly_answer", "directly-answer")
 """Command R's tool for an answer without a call."""
@@ -171,6 +171,8 @@ def action_fence(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
     """Command R's `Action:` with a fence of JSON call objects."""
     opening = _ACTION_FENCE.match(text, start.start())
     assert opening is not None
+    if not _begins_line(text, start.start()):
+        return [], start.end()
     value, end = decode(text, opening.end())
     closing = _ACTION_FENCE_ENDS.match(text, end)
     if closing is None:
@@ -180,6 +182,8 @@ def action_fence(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
 
 def action_lines(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
     """ReAct's and ToolAlpaca's lines `Action: name`, each with `Action Input: {...}`, to the end of the text."""
+    if not _begins_line(text, start.start()):
+        return [], start.end()
     rest = text[start.start() :]
     names = list(_ACTION.finditer(rest))
     if len(names) != len(_ACTION_INPUT.findall(rest)):
@@ -187,6 +191,12 @@ def action_lines(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
     ends = [*(name.start() for name in names[1:]), len(rest)]
     calls = [_action(name[1].strip(), rest[name.end() : end]) for name, end in zip(names, ends, strict=True)]
     return calls, len(text)
+
+
+def _begins_line(text: str, start: int) -> bool:
+    """Do only blanks, and not many, stand before `start` on its line?"""
+    before = text[max(0, start - 40) : start]
+    return not before.rpartition("\n")[2].strip() and ("\n" in before or start <= 40)
 
 
 def _action(name: str, rest: str) -> Call:
