@@ -131,6 +131,7 @@ WRITTEN = {
     "function_call": [
         f"<|function_call|>{OBJECT}", f"function call<|role_sep|>\n{OBJECT}", f"<function_call> {OBJECT}"
     ],
+    "qwen_agent": [f"✿FUNCTION✿: get_weather\n✿ARGS✿: {GIVEN}\n✿RESULT✿: rain"],
     "longcat": [f"<longcat_tool_call>{OBJECT}</longcat_tool_call>"],
 }  # fmt: skip
 
@@ -207,6 +208,7 @@ BROKEN = {
     "functionary": [">>>f\n{", ">>>f\ntext"],
     "apertus": ["<|tools_prefix|>[", '<|tools_prefix|>[{"f": 1}]'],
     "function_call": ["<|function_call|>{", "<function_call>f"],
+    "qwen_agent": ["✿FUNCTION✿: f\n", "✿FUNCTION✿: f\n✿ARGS✿: {"],
     "longcat": ["<longcat_tool_call>f</longcat_tool_call>"],
     "action": ["Action: f", "Action: search[Quito]", "Action: f\nAction Input: Quito"],
     "json": [
@@ -314,6 +316,8 @@ def test_a_call_that_is_begun_and_cannot_be_read_is_unparsed_and_its_format_name
     [
         "<|toolcall_begin|>",
         "<acme_tool_call>",
+        "<function name=",
+        "<use_mcp_tool>",
         "[TOOL_USE]",
         "<FUNCTION_CALL>",
         "<tool_use>",

@@ -151,6 +151,22 @@ def test_a_null_default_that_a_table_filled_in_is_no_default():
     assert grade("g(c=None)", [plain("g")], [nullable]).outcome == "correct"
 
 
+def test_a_default_may_be_said_where_the_table_put_null():
+    tools = json.dumps([schema("f", ["a"], a={"type": "integer"}, unit={"default": "m"})])
+    expected = [plain("f", a=1, unit=None)]
+    for given, outcome in (({}, "correct"), ({"unit": "m"}, "correct"), ({"unit": "cm"}, "wrong")):
+        assert grade(json.dumps(plain("f", a=1, **given)), expected, tools).outcome == outcome
+
+
+@pytest.mark.parametrize("where", ["expected", "tools"])
+def test_objects_that_are_nested_too_deeply_are_an_error(where):
+    deep = []
+    for _ in range(5_000):
+        deep = {"a": deep}
+    expected = [{"f": {"a": [deep]}}] if where == "expected" else []
+    assert grade("f(a=1)", expected, [deep] if where == "tools" else None).outcome == "error"
+
+
 def test_a_property_that_only_other_tools_have_is_not_declared():
     filled = through_a_table(*ROWS)[0]
     assert (

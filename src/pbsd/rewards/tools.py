@@ -82,6 +82,8 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
                 call.attach(schemas)
     except ValueError as failure:
         return error(str(failure))
+    except RecursionError:
+        return error("`expected` or `tools` is nested too deeply to be read")
     text = final_text(completion)
     if text is None:
         return unparsed("the completion ends inside <think>")
@@ -208,7 +210,9 @@ class _Expected:
             if "default" not in declared:
                 continue
             options = self.accepted.setdefault(argument, [declared["default"]])
-            if _equal(options[0], declared["default"], loose=False):
+            if options == [None] and argument in self.optional:
+                options.append(declared["default"])
+            elif _equal(options[0], declared["default"]):
                 self.optional.add(argument)
 
     def _options(self, argument: str) -> list[Any]:

@@ -198,6 +198,13 @@ MARKED = (
         ),
     ),
     Format(
+        "qwen_agent",
+        "Qwen-Agent, Qwen2",
+        r"✿FUNCTION✿",
+        "✿FUNCTION✿: f and ✿ARGS✿: {...} on the next line",
+        marked.qwen_agent,
+    ),
+    Format(
         "longcat",
         "LongCat",
         r"<longcat_tool_call>",
@@ -240,6 +247,7 @@ NAMED = (JSON, PYTHON, *(f for f in MARKED if f.name == "hermes"), ACTION, *(f f
 UNKNOWN = re.compile(
     r"<[|｜]?/?[a-z0-9_:▁\-]{0,30}(?:tool|function|func)s?[_▁\-]?(?:call|use|invo)[a-z0-9_:▁\-]{0,30}[|｜]?>"
     r"|<[|｜]?/?[A-Z0-9_:▁\-]{0,30}(?:TOOL|FUNCTION|FUNC)S?[_▁\-]?(?:CALL|USE|INVO)[A-Z0-9_:▁\-]{0,30}[|｜]?>"
+    r"|<(?:function|tool)\s{1,9}name\s?=|<(?:use|call|invoke)_[a-z_]{0,20}(?:tool|function)>"
     r"|\[/?[A-Z_]{0,30}(?:TOOL|FUNCTION)S?_?(?:CALL|USE)[A-Z_]{0,30}\](?!\()|\]<\]minimax\[>\["
 )
 """What looks like another format's marker."""

@@ -44,6 +44,8 @@ _KIMI_CLOSES = re.compile(r"\s*<\|tool_calls_section_end\|>")
 FUNCTIONARY_BEGINS = r"(?<![^\n])>>>(?=[\w.\-]{1,200}\n)"
 _FUNCTIONARY = re.compile(r">>>([\w.\-]{1,200})\n\s*")
 
+_QWEN_AGENT = re.compile(rf"✿FUNCTION✿:\s*({_NAME})\s*✿ARGS✿:\s*")
+
 _APERTUS_ENDS = re.compile(r"\s*<\|tools_suffix\|>")
 
 _BARE_NAME = re.compile(r"\s*(functions\.)?([A-Za-z_][\w.\-]{0,199})(:\d{1,9})?(\s*)(?=\{)")
@@ -255,6 +257,15 @@ def apertus(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
             calls += json_calls(item)
     closing = _APERTUS_ENDS.match(text, end)
     return calls, closing.end() if closing else end
+
+
+def qwen_agent(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
+    """`✿FUNCTION✿: f` and on the next line `✿ARGS✿: {...}`."""
+    opening = _QWEN_AGENT.match(text, start.start())
+    if opening is None:
+        raise ValueError("no function's name with ✿ARGS✿ after it")
+    arguments, end = decode_object(text, opening.end())
+    return [Call(opening[1], arguments)], end
 
 
 def named_objects(text: str, names: Collection[str]) -> list[Call]:

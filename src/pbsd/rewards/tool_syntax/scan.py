@@ -32,7 +32,7 @@ def _begins(forms: Sequence[Format]) -> re.Pattern[str]:
 
 # No format begins otherwise: nearly all places of a text are passed over by that alone.
 _ANY = re.compile(
-    rf"(?=[<\[{{\]`>]|Action:|to=|tool_code|func|call:)(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
+    rf"(?=[<\[{{\]`>✿]|Action:|to=|tool_code|func|call:)(?:{_begins(tuple(_FORMATS.values())).pattern}|(?P<unknown>{UNKNOWN.pattern}))"
 )
 _ANY_MARKED = _begins((*MARKED, ACTION))
 _BEGINS = {name: _begins([form]) for name, form in _FORMATS.items()}
