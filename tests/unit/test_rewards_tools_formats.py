@@ -190,7 +190,10 @@ BROKEN = {
     "deepseek": ["<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{", "functionf\n```json\n{"],
     "kimi": ["<|tool_call_begin|>functions.f:0", "<|tool_calls_section_begin|>"],
     "kimi_xtml": ['<|open|>tools<|sep|><|open|>call tool="f"<|sep|>'],
-    "harmony": ["<|channel|>commentary to=functions.f <|constrain|>json<|message|>{", "<|channel|>analysis<|message|>"],
+    "harmony": [
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{", "<|channel|>analysis<|message|>So I",
+        "to=functions",
+    ],
     "granite": ['<|tool_call|>[{"name": "f"'],
     "phi": ["functools[f(a=1)]"],
     "command_r": ['Action: ```json\n[{"tool_name": "f"'],
@@ -205,7 +208,7 @@ BROKEN = {
     "internlm": ["<|action_start|><|interpreter|>\nprint(1)<|action_end|>"],
     "olmo": ["<function_calls>f(a=1)", "<function_calls>f(1)</function_calls>"],
     "lfm": ["<|tool_call_start|>[f(a=1", "<|tool_call_start|>[f(x)]<|tool_call_end|>"],
-    "functionary": [">>>f\n{", ">>>f\ntext"],
+    "functionary": [">>>f", ">>>f\n{", ">>>f\ntext"],
     "apertus": ["<|tools_prefix|>[", '<|tools_prefix|>[{"f": 1}]'],
     "function_call": ["<|function_call|>{", "<function_call>f"],
     "qwen_agent": ["✿FUNCTION✿: f\n", "✿FUNCTION✿: f\n✿ARGS✿: {"],
@@ -218,7 +221,7 @@ BROKEN = {
         "{'name': 'f', 'arguments': {}}",
         '{"name": "f", "arguments": {}, "other": 1}',
     ],
-    "python": ["I check: [f(a=1", "I check: [f(a=x)]", "f(a=1", "f(1)"],
+    "python": ["I check: [f(a=1", "I check: [f(a", "I check: [f(a=x)]", "f(a=1", "f(1)"],
 }  # fmt: skip
 
 

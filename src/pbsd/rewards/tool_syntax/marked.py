@@ -41,7 +41,7 @@ _KIMI_CALL = re.compile(
 _KIMI_ENDS = re.compile(r"\s*(?:<\|tool_call_end\|>)?")
 _KIMI_CLOSES = re.compile(r"\s*<\|tool_calls_section_end\|>")
 
-FUNCTIONARY_BEGINS = r"(?<![^\n])>>>(?=[\w.\-]{1,200}\n)"
+FUNCTIONARY_BEGINS = r"(?<![^\n])>>>(?=[\w.\-]{1,200}(?:\n|\Z))"
 _FUNCTIONARY = re.compile(r">>>([\w.\-]{1,200})\n\s*")
 
 _QWEN_AGENT = re.compile(rf"✿FUNCTION✿:\s*({_NAME})\s*✿ARGS✿:\s*")
@@ -50,7 +50,7 @@ _APERTUS_ENDS = re.compile(r"\s*<\|tools_suffix\|>")
 
 _BARE_NAME = re.compile(r"\s*(functions\.)?([A-Za-z_][\w.\-]{0,199})(:\d{1,9})?(\s*)(?=\{)")
 
-HARMONY_BEGINS = r"<\|channel\|>\s*(?:analysis|commentary|final)|\bto=functions\."
+HARMONY_BEGINS = r"<\|channel\|>\s*(?:analysis|commentary|final)|\bto=functions(?:\.|\Z)"
 _HARMONY_HEADER = re.compile(
     r"<\|channel\|>\s*(analysis|commentary|final)([^<]{0,300})"
     r"(?:<\|constrain\|>[^<]{0,20})?<\|message\|>"
@@ -239,7 +239,8 @@ def _harmony_arguments(text: str, name: str, start: int) -> tuple[list[Call], in
 def functionary(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
     """`>>>f` and on the next line its arguments; `>>>all` opens an answer to the user."""
     opening = _FUNCTIONARY.match(text, start.start())
-    assert opening is not None
+    if opening is None:
+        raise ValueError("the text ends after the function's name")
     if opening[1] == "all":
         return [], opening.end()
     arguments, end = decode_object(text, opening.end())

@@ -31,7 +31,7 @@ _CALL_BEGINS = re.compile(r"(?:\[\s*)?\{\s*[\"'](?:(?:name|tool_name|function)[\
 _WINDOW = 1_000
 """As far as the keys of a call are looked for in JSON that cannot be read: to the end would be quadratic."""
 
-LIST_BEGINS = rf"(?<![\w\])])\[\s*(?={python.BEGINS.pattern}|[^\W\d][\w.]{{0,199}}\(\))"
+LIST_BEGINS = rf"(?<![\w\])])\[\s*(?={python.BEGINS.pattern}|[^\W\d][\w.]{{0,199}}\((?:\)|\w{{0,99}}\Z))"
 
 _ACTION = re.compile(r"^[ \t]*Action:(.*)$", re.MULTILINE)
 _ACTION_INPUT = re.compile(r"^[ \t]*Action Input:\s*", re.MULTILINE)
