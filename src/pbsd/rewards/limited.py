@@ -104,6 +104,7 @@ class _FunctionWorker:
         self.path = path
         self.pickled = pickled
         self.function = function
+        self.settings: dict[str, str] = {}
         self.process = WorkerProcess()
         self.threads = LastingThreads(1)
         atexit.register(self.process.stop)
@@ -115,7 +116,7 @@ class _FunctionWorker:
             sent["trainer_state"] = plain(asdict(state))
         key = self.path or name
         try:
-            payload = request("reward", key, (sent, size, first), limit)
+            payload = request("reward", key, (name, sent, size, first), limit)
         except ValueError as failure:
             raise _CannotMove(f"an argument cannot be pickled ({failure.__cause__})") from failure
         return _as_answer(self.threads.executor.submit(self._exchange, key, payload, limit).result())
@@ -123,10 +124,10 @@ class _FunctionWorker:
     def _exchange(self, key: str, payload: bytes, limit: float) -> list[Any]:
         self.process.look()
         try:
-            there = self.process.load(key, self.pickled)
+            self.settings = self.process.load(key, self.pickled) or self.settings
         except ImportError as failure:
             raise _CannotMove(str(failure)) from failure
-        here = module_settings(self.function) if there else {}
+        here, there = module_settings(self.function), self.settings
         if changed := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
             raise _CannotMove(f"its module is imported afresh in a worker, where {', '.join(changed)} is another")
         try:

@@ -114,13 +114,15 @@ def _grade(functions: dict[str, Callable[..., Any]], name: str, kwargs: dict[str
         return ("grade", "error", None, describe(failure))
 
 
-def _reward(functions: dict[str, Callable[..., Any]], name: str, content: tuple[dict[str, Any], int, int]) -> Reply:
-    arguments, size, first = content
+def _reward(
+    functions: dict[str, Callable[..., Any]], name: str, content: tuple[str, dict[str, Any], int, int]
+) -> Reply:
+    title, arguments, size, first = content
     if isinstance(state := arguments.get("trainer_state"), Mapping):
         arguments["trainer_state"] = SimpleNamespace(**state)
     _seed(arguments)
     try:
-        answer = call(name, functions[name], arguments, size, first=first)
+        answer = call(title, functions[name], arguments, size, first=first)
         return ("values", answer.values, answer.metrics, answer.extra)
     except BadAnswer as failure:
         return ("refused", str(failure))
