@@ -14,7 +14,7 @@ import torch
 from pbsd.cli import main
 from pbsd.run import RunFolder, _cut_after_step
 
-# The reward function sends its own process a signal at a chosen call: call 0 is the evaluation before training, call n
+# The reward function, which runs in a worker, sends the trainer a signal at a chosen call: call 0 is the evaluation before training, call n
 # the n-th step, so the moment does not depend on how fast the machine is.
 SIGNALLER = """
 import os
@@ -23,7 +23,7 @@ def reward(completions, answer, **columns):
     global calls
     calls += 1
     if calls == int(os.environ.get("SIGNAL_AT", -1)):
-        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        os.kill(os.getppid(), int(os.environ["SIGNAL"]))
     return [float(letter in completion) for completion, letter in zip(completions, answer)]
 """
 
