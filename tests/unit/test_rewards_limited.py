@@ -135,6 +135,14 @@ def test_equal_functions_share_a_worker_and_what_their_module_keeps(functions):
     assert functions.CALLS == []
 
 
+def test_a_module_that_was_imported_again_has_a_new_worker(functions):
+    assert [run(limited(functions.scaled)).total, run(by_name(functions, "scaled")).total] == [[2.0] * 3] * 2
+    with open(functions.__file__, "a") as file:
+        file.write("SCALE = 10.0\n")
+    importlib.reload(functions)
+    assert [run(limited(functions.scaled)).total, run(by_name(functions, "scaled")).total] == [[20.0] * 3] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "grade"),
     [

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from pbsd.compare.files import read_rows
 from pbsd.report.commands import report
 from pbsd.report.commands import run as run_report
 from pbsd.report.elements import short, visible
@@ -115,6 +116,45 @@ def test_a_damaged_archive_is_an_error(tmp_path):
     path.write_bytes(gzip.compress(b"{}" * 100)[:-6])
     with pytest.raises(ValueError, match="not a whole gzip file"):
         read_text(path, [])
+
+
+def test_a_gzip_bomb_is_refused_by_name(tmp_path):
+    """300 MB of spaces in 0.3 MB, as one line and as many: neither is unpacked whole."""
+    for name, line in (("metrics.jsonl.gz", b" " * 1000), ("runs.jsonl.gz", b"{}" + b" " * 997 + b"\n")):
+        path = tmp_path / name
+        with gzip.open(path, "wb") as file:
+            for _ in range(300):
+                file.write(line * 1000)
+        for read in (lambda path: read_text(path, []), read_rows):
+            with pytest.raises(ValueError, match=f"{name}: unpacks to more than 256 MiB from [0-9,]+ bytes"):
+                read(path)
+
+
+def test_a_huge_text_is_cut_and_said_with_its_place(tmp_path):
+    """In a sample, with its tokens, and in a manifest."""
+    long = "x" * 3_000_000
+    huge = pair(1) | {"prompt": [{"role": "user", "content": long}]}
+    huge["chosen"] = huge["chosen"] | {"text": long, "token_texts": list(long[:9]), "token_log_ratios": [0.0] * 9}
+    folder = write_run(tmp_path / "run")
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(huge) + "\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"note": long}))
+    run = read_run(folder, "run")
+    lines = len((folder / "samples.jsonl").read_text().splitlines())
+    for where in (f"samples.jsonl, line {lines}", "manifest.json"):
+        assert any(note.startswith(f"{where}: a text of 3,000,000 characters") for note in run.notes), run.notes
+    assert "ratios" not in explorer(run, 100).records[-1]["sides"][0]
+    assert len(report([folder])) < 6_000_000
+
+
+def test_one_record_that_is_larger_than_the_page_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("pbsd.report.explorer.MAX_BYTES", 20_000)
+    folder = write_run(tmp_path / "run")
+    words = [{"role": "user", "content": "word " * 10} for _ in range(1000)]
+    (folder / "samples.jsonl").write_text(json.dumps(pair(1) | {"prompt": words}) + "\n")
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 1: this record alone takes 0\.1 MB of the page"):
+        explorer(read_run(folder, "run"), 100, max_bytes=20_000)
 
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path):

@@ -7,10 +7,12 @@ trainer's process, which is said once, by name.
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 from pbsd.rewards.call import Answer, BadAnswer, Lost, OverTime, Raised, call, module_settings, plain
@@ -92,9 +94,18 @@ def _worker(path: str | None, function: Callable[..., Any]) -> _FunctionWorker:
         if len(pickled) > _LARGEST:
             raise _CannotMove(f"it holds {len(pickled):,} bytes of data")
     key = path or pickled or b""
+    if key in _workers and _workers[key].code is not _code(function):  # its module was imported again since
+        _workers.pop(key).process.stop()
     if key not in _workers:
         _workers[key] = _FunctionWorker(path, pickled, function)
     return _workers[key]
+
+
+def _code(function: Any) -> Any:
+    """What a function is of: the function of a partial or a method, the class of another object."""
+    while isinstance(function, functools.partial | MethodType):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function if isinstance(function, FunctionType) else type(function)
 
 
 class _FunctionWorker:
@@ -104,6 +115,7 @@ class _FunctionWorker:
         self.path = path
         self.pickled = pickled
         self.function = function
+        self.code = _code(function)
         self.settings: dict[str, str] = {}
         self.process = WorkerProcess()
         self.threads = LastingThreads(1)
