@@ -233,7 +233,10 @@ def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable
     pool = {"timeout": args.reward_timeout, "workers": args.reward_workers}
     named = [{"name": spec} if isinstance(spec, str) and ":" not in spec else spec for spec in specs]
     return [
-        rewards.resolve({**pool, **spec} if isinstance(spec, dict) and ":" not in spec["name"] else spec)
+        rewards.resolve(
+            {**pool, **spec} if isinstance(spec, dict) and ":" not in spec["name"] else spec,
+            timeout=args.reward_timeout,
+        )
         for spec in named
     ]
 

@@ -19,6 +19,7 @@ from pbsd.config.base import ContextRule
 from pbsd.lab import worlds
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer, RowError, context_text, template_columns
+from pbsd.rewards.functions import check_columns
 
 _LAB_PREFIX = "lab/"
 _WHOLE = ContextRule()
@@ -88,6 +89,7 @@ class PromptDataset(Dataset):
                 ", ".join(sorted(own)),
             )
         for index, (row, shown) in enumerate(zip(rows, shown_contexts(rows, context, seed), strict=True)):
+            check_columns(row)
             if missing := sorted(columns - row.keys()):
                 raise RowError(
                     f"row {index}: column {', '.join(map(repr, missing))} is missing; the row has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,19 @@ from pbsd.teacher import Teacher
 _ROLE_KEY: dict[Role, int] = {"student": 0, "teacher": 1}
 
 
+@dataclass(slots=True)
+class RewardLog:
+    """What passes between the trainer and reward functions: its state, and what they tell `log_metric`."""
+
+    trainer_state: Callable[[], Any] = lambda: None
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def take(self) -> Metrics:
+        """The metrics since the last call."""
+        taken, self.metrics = self.metrics, Metrics()
+        return taken
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """The parts a method works with.
@@ -41,6 +54,7 @@ class Engine:
     args: RolloutConfig
     pad_id: int
     gather: Callable[[list], list]
+    reward_log: RewardLog = field(default_factory=RewardLog)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[nn.Module]:
@@ -109,12 +123,22 @@ class Engine:
             completions=[self._completion(owner, rollout) for owner, rollout in zip(owners, rollouts, strict=True)],
             completion_ids=[list(rollout.completion_ids) for rollout in rollouts],
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
+            extras={"trainer_state": self.reward_log.trainer_state()},
             texts=[owner.turn(rollout.role) + rollout.text for owner, rollout in zip(owners, rollouts, strict=True)],
         )
+        for name, values in scores.metrics.items():
+            self.reward_log.metrics.observe(name, values)
+        names = list(scores.by_function)
         graded = [
-            replace(rollout, reward=reward, correct=self._is_correct(first.score))
-            for rollout, reward, first in zip(
-                rollouts, scores.total, next(iter(scores.by_function.values())), strict=True
+            replace(
+                rollout,
+                reward=reward,
+                correct=self._is_correct(grades[0].score),
+                grades={name: grade.summary for name, grade in zip(names, grades, strict=True)},
+                extra=extra,
+            )
+            for rollout, reward, extra, *grades in zip(
+                rollouts, scores.total, scores.extra, *scores.by_function.values(), strict=True
             )
         ]
         return graded, scores
@@ -197,6 +221,9 @@ def rollout_metrics(rollouts: Sequence[Rollout], watched: Sequence[Rollout], out
     for role, own in sampled_by_role(rollouts):
         metrics.count(f"tokens/{role}", sum(len(rollout.completion_ids) for rollout in own))
     metrics.count("reward/unjudged", sum(rollout.reward is None for rollout in rollouts))
+    metrics.observe("reward/judged", (rollout.reward is not None for rollout in rollouts))
+    if known := [rollout.reward for rollout in rollouts if rollout.reward is not None]:
+        metrics.observe("reward/range", [max(known) - min(known)])
     for outcome, amount in outcomes.items():
         metrics.count(f"reward/{outcome}", amount)
     return metrics

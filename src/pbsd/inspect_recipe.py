@@ -17,7 +17,15 @@ from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
-from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
+from pbsd.api import (
+    SelfDistillationTrainer,
+    load_model,
+    load_tokenizer,
+    make_renderer,
+    model_folder,
+    resolve_rewards,
+    stop_and_pad_ids,
+)
 from pbsd.config import RolloutConfig
 from pbsd.config.base import ContextRule
 from pbsd.data import PromptDataset, as_written, shown_contexts
@@ -26,6 +34,9 @@ from pbsd.recipe import RunArguments
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer
 from pbsd.run import build_trainer
+
+_SHOWN = 160
+"""Characters of a sample's end that the doctor shows."""
 
 
 def render(run: RunArguments, config: RolloutConfig, *, count: int) -> None:
@@ -239,6 +250,37 @@ def check_options(patient: Patient) -> Iterator[Finding]:
     yield Finding(f"{patient.run.method}: {patient.config.objective}")
 
 
+_REWARD_ADVICE = (
+    "read the three samples above: does the grader read their format, and is the reference of the same kind? If "
+    "they are graded rightly the task is too hard or too easy for this model"
+)
+
+
+def _doubt_rewards(logs: Mapping[str, float]) -> str:
+    """What is wrong with a step's rewards as a whole, if anything; methods that sample nothing have none."""
+    if "reward/judged" not in logs:
+        return ""
+    if logs["reward/judged"] == 0:
+        return "no sample could be judged"
+    if logs["reward/range"] == 0:
+        reward = logs.get("reward/student", logs.get("reward/teacher", 0.0))
+        return f"every sample has the reward {reward:g}"
+    return ""
+
+
+def _graded_samples(trainer: SelfDistillationTrainer) -> str:
+    """A sample of the student for each of three prompts, and what the reward functions say of it: a line each."""
+    assert trainer.train_dataset is not None
+    engine, prompts = trainer.engine, trainer.train_dataset.prompts[:3]
+    params = trainer.args.sampling_params()
+    rollouts = engine.sample(prompts, {"student": 1}, key=(trainer.args.seed, 0), params=params)
+    return "\n".join(
+        f"       row {prompts[rollout.prompt].row}: {rollout.text[-_SHOWN:]!r}: "
+        + "; ".join(f"{name} {grade}" for name, grade in rollout.grades.items())
+        for rollout in engine.grade(prompts, rollouts)[0]
+    )
+
+
 def _dry_step(patient: Patient) -> Iterator[Finding]:
     """One whole step on the first rows, in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
@@ -249,6 +291,8 @@ def _dry_step(patient: Patient) -> Iterator[Finding]:
         trainer = build_trainer(replace(patient.run, dataset_test_split=None), dry)
         trainer.train()
         logs = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        doubt = _doubt_rewards(logs)
+        shown = _graded_samples(trainer) if doubt else ""
     pairs = f"{int(logs['pairs/kept'])} pairs, " if "pairs/kept" in logs else ""
     learnt, cut = int(logs.get("tokens/trained", 0)), logs.get("tokens/student_truncated", 0.0)
     rewards_by_role = " ".join(
@@ -261,6 +305,8 @@ def _dry_step(patient: Patient) -> Iterator[Finding]:
         + f"{trainer.train_seconds:.1f} s",
         "" if learnt else f"{nothing} in this step: see pairs/dropped_*, reward/* and teacher/reprompted in the log",
     )
+    if doubt:
+        yield Finding(f"{doubt}\n{shown}", _REWARD_ADVICE)
     if cut > 0.5:
         yield Finding(
             f"{cut:.0%} of the student's completions hit max_completion_length",

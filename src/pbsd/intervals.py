@@ -49,13 +49,18 @@ def share_interval(shares: Sequence[float], confidence: float = 0.95) -> Interva
 
 
 def difference_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval:
-    """`clustered_interval` of paired differences of shares, from -1 to 1.
+    """Interval of the mean of paired differences of shares, from -1 to 1; never outside [-1, 1].
 
-    Where all of them are the same, as in two results that never differ, their scatter says nothing, see `_unanimous`.
+    The mean d lies in [-1, 1] as (1 + d) / 2 does in [0, 1], so its interval is the `logit_interval` of that:
+    with h the half width of the clustered one, atanh(d) +- h / (1 - d^2), for logit((1 + d) / 2) = 2 atanh(d). Near 0
+    it is almost the clustered one. Where all differences are the same, as in two results that never differ, their
+    scatter says nothing, see `_unanimous`.
     """
     if _agree(differences):
         return _unanimous(differences, -1.0, confidence)
-    return clustered_interval(differences, confidence)
+    found = clustered_interval(differences, confidence)
+    share = logit_interval(Interval(*((1 + bound) / 2 for bound in (found.estimate, found.low, found.high))))
+    return Interval(found.estimate, 2 * share.low - 1, 2 * share.high - 1)
 
 
 def logit_interval(interval: Interval) -> Interval:

@@ -66,6 +66,8 @@ class Rollout:
         teacher_prompt_ids: a teacher's prompt made for this rollout alone; empty: none was made.
         advantage: what the policy gradient weighs it with; None where it takes no part.
         weight: what its terms in the loss are multiplied by; 0: it takes no part in any.
+        grades: what each reward function said of it, by name.
+        extra: what reward functions told `log_extra`, by column.
         temperature, top_p, top_k, min_p: what it was drawn with (0 is greedy; 1, 0 and None are off).
     """
 
@@ -82,6 +84,8 @@ class Rollout:
     teacher_prompt_ids: Ids = ()
     advantage: float | None = None
     weight: float = 1.0
+    grades: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

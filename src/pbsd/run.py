@@ -159,7 +159,7 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
                 bar.close()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
-            f"stopped by SIGTERM after step {trainer.state.global_step}; the same command with --resume goes on"
+            f"stopped by a signal after step {trainer.state.global_step}; the same command with --resume goes on"
         )
     trainer.save_model(str(folder.path / "model"))
     if main:
@@ -233,18 +233,21 @@ class _StopAtStepEnd(TrainerCallback):
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[_StopAtStepEnd]:
-    """Inside the block SIGTERM asks the callback to stop instead of ending the process."""
+    """Inside the block SIGTERM, and SIGHUP unless it is ignored (nohup), ask the callback to stop instead of ending the
+    process."""
     stop = _StopAtStepEnd()
 
     def ask(signum: int, frame: Any) -> None:
         stop.requested = True
-        logger.warning("SIGTERM: saving at the end of this step, then stopping")
+        logger.warning("%s: saving at the end of this step, then stopping", signal.Signals(signum).name)
 
-    previous = signal.signal(signal.SIGTERM, ask)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint: Path | None) -> dict[str, Any]:

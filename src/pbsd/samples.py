@@ -196,5 +196,7 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "tokens": len(rollout.completion_ids),
         "finished": rollout.finished,
         "weight": rollout.weight,
+        "grades": dict(rollout.grades),
+        **({"extra": dict(rollout.extra)} if rollout.extra else {}),
         **{name: getattr(rollout, name) for name in ("temperature", "top_p", "top_k", "min_p")},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,7 @@ class MethodTrainer(Trainer):
         # The loss is already divided by the weight of the whole step.
         self.loss_is_scaled_for_ga = True
         self.engine = engine
+        engine.reward_log.trainer_state = lambda: self.state
         self.method = method
         self.prepare_rows = prepare_rows
         self.generated_tokens = 0
@@ -92,6 +93,7 @@ class MethodTrainer(Trainer):
         self._alarms = AlarmMonitor(args.alarm_thresholds, args.alarm_window)
         self._style_gap = StyleGap()
         self._metrics = Metrics()
+        self._reward_metrics = Metrics()
         self._samples: list[dict[str, Any]] = []
         self._step_started = time.monotonic()
         self._step_tokens = 0
@@ -123,8 +125,10 @@ class MethodTrainer(Trainer):
             return [], torch.zeros((), device=device)
         self._step_started = time.monotonic()
         self._step_is_whole = True  # the step before: updated, logged and, where due, saved
+        self.engine.reward_log.take()  # of an evaluation
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._metrics.merge(metrics)
+        self._reward_metrics.merge(self.engine.reward_log.take())
         generated = batch.sampled_tokens + sum(metrics.counts.get(name, 0) for name in _TOKENS_OF_MEASUREMENTS)
         totals = torch.tensor([self.method.weight(batch), generated], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
@@ -175,15 +179,17 @@ class MethodTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the method's metrics of the steps since the last log, joined over processes, to training logs."""
         if "loss" in logs:
-            metrics, samples = Metrics(), []
-            for other, records in gather_object([(self._metrics, self._samples)]):
+            metrics, logged, samples = Metrics(), Metrics(), []
+            for other, other_logged, records in gather_object([(self._metrics, self._reward_metrics, self._samples)]):
                 metrics.merge(other)
+                logged.merge(other_logged)
                 samples += records
-            self._metrics, self._samples = Metrics(), []
+            self._metrics, self._reward_metrics, self._samples = Metrics(), Metrics(), []
             logs.update(sorted(metrics.summary().items()))
             logs["tokens/generated_total"] = self.generated_tokens
             logs["time/train_seconds"] = self.train_seconds
             self._diagnose(logs, samples)
+            logs.update(_with_free_names(logged.summary(), logs))
             if self.on_samples and self.is_world_process_zero():
                 self.on_samples(self.state.global_step, samples)
         super().log(logs, start_time)
@@ -230,7 +236,13 @@ class MethodTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """avg@k at T = 1 and greedy accuracy of the student on held-out prompts, as `eval_accuracy` and so on."""
+        self.engine.reward_log.take()  # of an earlier measurement
         metrics = self.measure_accuracy(eval_dataset).metrics(metric_key_prefix)
+        logged = Metrics()
+        for other in gather_object([self.engine.reward_log.take()]):
+            logged.merge(other)
+        own = {f"{metric_key_prefix}_{name}": value for name, value in logged.summary().items()}
+        metrics |= _with_free_names(own, metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -311,6 +323,15 @@ class MethodTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             write_model_card(Path(self.args.output_dir or "."), self)
+
+
+def _with_free_names(logged: Mapping[str, float], logs: Mapping[str, float]) -> Mapping[str, float]:
+    """What reward functions log. Raises ValueError for a name that the logs have already."""
+    if taken := sorted(logged.keys() & (logs.keys() | {"step", "epoch"})):
+        raise ValueError(
+            f"a reward function logs the metric {', '.join(map(repr, taken))}, a name of pbsd's own: rename it"
+        )
+    return logged
 
 
 @dataclass(frozen=True, slots=True)

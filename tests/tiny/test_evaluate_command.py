@@ -2,6 +2,7 @@
 settings, and two results compared."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -278,7 +279,9 @@ def test_compare_pairs_by_problem_and_refuses_other_settings(tiny, gsm8k, tmp_pa
     assert (figure["first"], figure["second"], figure["difference_estimate"]) == pytest.approx((1 / 6, 1 / 2, 1 / 3))
     assert "tokens per correct answer" in shown
     # Differences 0, 0, 1, 0, 1, 0: sd = sqrt(4/15), so the half width is t(5) * sd / sqrt(6) = 2.5706 * 0.21082.
-    assert figure["difference_high"] == pytest.approx(1 / 3 + 2.57058 * 0.210819, rel=1e-4)
+    assert figure["difference_high"] == pytest.approx(
+        math.tanh(math.atanh(1 / 3) + 2.57058 * 0.210819 / (1 - 1 / 9)), rel=1e-4
+    )
     assert main(["evaluate", "--compare", paths[0], str(tmp_path / "hot")]) == 2
     assert "temperature: 1.0 -> 2.0" in capsys.readouterr().err
     to_few = ["evaluate", "--compare", paths[0], str(tmp_path / "few"), "--allow_different"]

@@ -14,8 +14,8 @@ import torch
 from pbsd.cli import main
 from pbsd.run import RunFolder, _cut_after_step
 
-# The reward function sends its own process a signal at a chosen call: call 0 is the evaluation before training, call n
-# the n-th step, so the moment does not depend on how fast the machine is.
+# The reward function, which runs in a worker, sends the trainer a signal at a chosen call: call 0 is the evaluation
+# before training, call n the n-th step, so the moment does not depend on how fast the machine is.
 SIGNALLER = """
 import os
 calls = -1
@@ -23,7 +23,7 @@ def reward(completions, answer, **columns):
     global calls
     calls += 1
     if calls == int(os.environ.get("SIGNAL_AT", -1)):
-        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        os.kill(os.getppid(), int(os.environ["SIGNAL"]))
     return [float(letter in completion) for completion, letter in zip(completions, answer)]
 """
 
@@ -100,9 +100,11 @@ def test_kill_and_resume_with_an_adapter(command, tmp_path):
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_sigterm_saves_and_leaves_a_resumable_run(command, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_saves_and_leaves_a_resumable_run(command, tmp_path, number):
+    """SIGHUP comes when the terminal is closed."""
     assert command("whole") == 0
-    assert command("stopped", signal_at=3, number=signal.SIGTERM) == 128 + signal.SIGTERM
+    assert command("stopped", signal_at=3, number=number) == 128 + signal.SIGTERM
     assert (tmp_path / "stopped" / "checkpoint-3").is_dir()
     assert command("stopped", "--resume") == 0
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))

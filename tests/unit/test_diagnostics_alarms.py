@@ -68,6 +68,10 @@ CASES = {
         {"reward/student": noisy(0.6, 30) + noisy(0.27, 30)},
         {"reward/student": noisy(0.6, 30) + noisy(0.33, 30)},
     ),
+    "unjudged": (
+        {"reward/judged": noisy(0.95, 30) + noisy(0.4, 30)},
+        {"reward/judged": noisy(0.95, 30) + noisy(0.55, 30)},
+    ),
     "entropy_collapse": (
         {"health/student_entropy": noisy(0.5, 30) + noisy(0.04, 30)},
         {"health/student_entropy": noisy(0.5, 30) + noisy(0.06, 30)},
@@ -127,7 +131,7 @@ def test_a_threshold_is_the_options_or_switches_the_rule_off(rule):
 
 
 def test_every_rule_has_a_case():
-    assert RULES.keys() - CASES.keys() == {"misleading_teacher"}  # it reads the start alone: the next test
+    assert RULES.keys() - CASES.keys() == {"misleading_teacher", "flat_reward"}  # of the start alone: the next tests
 
 
 def test_a_teacher_that_starts_below_its_student():
@@ -151,6 +155,31 @@ def test_a_teacher_that_starts_below_its_student():
     assert monitor.firing == ["misleading_teacher"]
     monitor.observe(6, {"reward/student": 0.4, "reward/teacher": 0.3})
     assert monitor.firing == []
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 0.1 + 0.2])
+def test_rewards_that_are_equal_everywhere(value):
+    """Said after the fifth log and not again. One sample of another reward in five steps, a teacher that is rewarded
+    where the student is not, or means that differ from step to step are no equal rewards."""
+
+    def flat(**changes):
+        return {"reward/range": [0.0] * 30, "reward/student": [value] * 30, **changes}
+
+    (alarm,) = alarms_of(flat())
+    assert (alarm.rule, alarm.step, alarm.healthy_until) == ("flat_reward", 5, 0)
+    assert f"every sample has the reward {value:.3g}" in alarm.message and "grades" in alarm.message
+    assert alarms_of({"reward/range": [0.0] * 30, "reward/teacher": [value] * 30}, "flat_reward")
+    assert not alarms_of(flat(**{"reward/range": [0.0] * 4 + [0.5] * 26}), "flat_reward")
+    assert not alarms_of(flat(**{"reward/teacher": [value + 1] * 30}), "flat_reward")
+    assert not alarms_of(flat(**{"reward/student": [value, value + 1] * 15}), "flat_reward")
+    assert alarms_of(flat(**{"reward/range": [0.1] * 30}), "flat_reward", 0.2)
+
+
+def test_samples_that_nobody_can_judge_from_the_start():
+    """No reward is ever logged: said after the fifth log."""
+    (alarm,) = alarms_of({"reward/judged": [0.0] * 30})
+    assert (alarm.rule, alarm.step) == ("unjudged", 5)
+    assert "100% of the samples have no reward" in alarm.message
 
 
 def test_a_run_that_goes_on_without_the_teacher_s_start_is_not_judged_by_it():

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pbsd.evaluate.compare import Comparison
 from pbsd.evaluate.records import ProblemRecord, SampleRecord, differences, problem_keys
+from pbsd.evaluate.show import print_comparison, print_summary
 from pbsd.evaluate.statistics import (
     majority,
     paired_differences,
@@ -184,14 +186,14 @@ def test_leakage_is_the_share_of_samples_that_cite():
 
 def test_paired_differences_pair_by_problem_not_by_place():
     """Problems 0, 1, 2 go from 1, 0, 0 to 1, 0, 1: differences 0, 0, 1 with mean 1/3 and sd sqrt(1/3), so the half
-    width is t(2) sd / sqrt(3) = 4.30265 / 3. By their places the differences would be -1, 1, 1, with the same mean.
-    Problem 3 was not judged in the first, problem 4 is not in it."""
+    width is t(2) sd / sqrt(3) = 4.30265 / 3, and on the scale of atanh that over 1 - 1/9. By their places the
+    differences would be -1, 1, 1, with the same mean. Problem 3 was not judged in the first, problem 4 is not in it."""
     ours = [problem(0, RIGHT), problem(1, WRONG), problem(2, WRONG), problem(3, TIMEOUT)]
     theirs = [problem(1, WRONG), problem(2, RIGHT), problem(0, RIGHT), problem(3, RIGHT), problem(4, RIGHT)]
     found = paired_differences(ours, theirs)["avg@1"]
     assert (found["first"], found["second"], found["problems"]) == pytest.approx((1 / 3, 2 / 3, 3))
     assert found["difference_estimate"] == pytest.approx(1 / 3)
-    assert found["difference_high"] == pytest.approx(1 / 3 + 4.30265 / 3, rel=1e-5)
+    assert found["difference_high"] == pytest.approx(math.tanh(math.atanh(1 / 3) + 4.30265 / 3 * 9 / 8), rel=1e-5)
 
 
 def test_tokens_per_correct_are_paired_over_the_shared_problems():
@@ -233,3 +235,22 @@ def test_differences_name_what_changed():
     )
     assert differences(old, new) == ["n: 1 -> 2", 'versions.x: "2" -> null']
     assert differences(new, new) == []
+
+
+def test_it_is_said_where_a_figure_leaves_problems_out(capsys):
+    """Problem 1 has one judged sample of two, problem 2 none: pass@2 is of one problem, avg@2 of two."""
+    problems = [problem(0, RIGHT, WRONG), problem(1, RIGHT, TIMEOUT), problem(2, TIMEOUT, TIMEOUT)]
+    settings = dict.fromkeys(
+        ("benchmark", "split", "n", "temperature", "top_p", "top_k", "min_p", "seed", "max_completion_length",
+         "thinking", "prompt_format", "dtype"), "-",
+    )  # fmt: skip
+    print_summary(summarize(problems), settings, {"model": "m", "source": "s", "left_out": {}})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pass@2 is of 1 of 3 problems: the others have fewer than 2 samples that could be judged" in shown
+    assert "avg@2 is of 2 of 3 problems: the others have no sample that could be judged" in shown
+    assert "pass@1 is of 2 of 3 problems: the others have no sample" in shown
+    found = paired_differences(problems, [problem(row, RIGHT, RIGHT) for row in range(3)])
+    print_comparison(Comparison("b", ("m", "o"), found, 3, ()))
+    assert "pass@2 is of 1 of 3 problems" in " ".join(capsys.readouterr().out.split())
+    print_summary(summarize([problem(0, RIGHT, WRONG)]), settings, {"model": "m", "source": "s", "left_out": {}})
+    assert "could be judged" not in capsys.readouterr().out

@@ -132,9 +132,45 @@ def test_coverage_of_rare_differences():
     assert sum(interval.low <= 0.05 <= interval.high for interval in found) >= 950 - 3 * 6.9
 
 
-def test_differences_that_scatter_have_the_clustered_interval():
-    assert difference_interval([0.0, 0.0, 1.0, -0.5]) == clustered_interval([0.0, 0.0, 1.0, -0.5])
+def test_differences_of_three_problems_by_hand():
+    """1, 1, 0: mean 2/3, standard error 1/3, t(.975, 2) = 4.302653, so the symmetric interval is 2/3 -+ 1.434218 and
+    ends at 2.10. On the scale of atanh the middle is atanh(2/3) = .804719 and the half width 1.434218 / (1 - 4/9) =
+    2.581592: from tanh(-1.776873) to tanh(3.386311)."""
+    found = difference_interval([1.0, 1.0, 0.0])
+    assert found.estimate == pytest.approx(2 / 3)
+    assert (found.low, found.high) == pytest.approx((math.tanh(-1.776873), math.tanh(3.386311)), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((-0.944365, 0.997714), abs=1e-5)
+    mirrored = difference_interval([-1.0, -1.0, 0.0])
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    before, after = (
+        Accuracy(tuple(problem(row, n) for row, n in enumerate(counts))) for counts in ([0, 0, 4], [4] * 3)
+    )
+    assert paired_difference(before, after).high == pytest.approx(found.high)
     assert math.isnan(difference_interval([0.0]).low)
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.875, -1e-9, 0.0, 0.125, 0.5, 1.0]), min_size=2, max_size=40))
+def test_differences_never_leave_their_range_and_are_never_certain(differences):
+    found = difference_interval(differences)
+    assert -1 <= found.low <= found.estimate <= found.high <= 1 and found.low < found.high
+
+
+def test_small_differences_of_many_problems_hardly_move():
+    """+-1/8 in turn, 300 problems: mean 0, so only the curve of tanh tells the two apart, by h^3 / 3 = 1e-6."""
+    differences = [0.125, -0.125] * 150
+    symmetric, found = clustered_interval(differences), difference_interval(differences)
+    assert found.high == pytest.approx(symmetric.high, abs=2e-6) and found.low == pytest.approx(-found.high)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0.8, 0.0), (0.93, 0.0), (0.8, 0.1), (0.9, 0.1), (0.05, 0.05)])
+@pytest.mark.parametrize("problems", [5, 10, 20, 30])
+def test_coverage_of_differences(won, lost, problems):
+    """Of 1000 experiments 950 should cover, binomial deviation 6.9. With 20 problems, of which 80% are won and 10%
+    lost, the symmetric interval covers about 930."""
+    rng = np.random.default_rng(0)
+    values_EP = rng.choice([1.0, -1.0, 0.0], p=[won, lost, max(0.0, 1 - won - lost)], size=(1000, problems))
+    found = [difference_interval(values_P.tolist()) for values_P in values_EP]
+    assert sum(interval.low <= won - lost <= interval.high for interval in found) >= 950 - 3 * 6.9
 
 
 def test_an_accuracy_of_zero_is_not_certain():

@@ -96,6 +96,7 @@ def test_a_function_gets_trls_arguments():
         return [0] * 3
 
     run(everything, named, columns={"answer": [7, 8, 9]}, extras={"trainer_state": "state"})
+    assert callable(seen.pop("log_metric")) and callable(seen.pop("log_extra"))
     assert seen == {
         "prompts": ["p0", "p1", "p2"],
         "completions": ["c0", "c1", "c2"],

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import importlib
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+import pbsd.rewards.pool as pool_module
 from pbsd.rewards import Grade, GraderPool
 
 GRADERS = """
@@ -66,6 +68,55 @@ def child(n):
     with open(n, "w") as file:
         file.write(str(process.pid))
     process.wait()
+def grandchild(n):
+    subprocess.Popen(["sh", "-c", "echo $$ > " + n + "; sleep 60 & echo $! >> " + n + "; wait"])
+    while True:
+        pass
+def allocates(n):
+    block = b"x" * (n * 2**20)
+    time.sleep(0.3)
+    return Grade("scored", len(block) // 2**20)
+def keeps(n, kept=[]):
+    kept.append(b"x" * (n * 2**20))
+    time.sleep(0.1)
+    return Grade("scored", os.getpid())
+def catches(n):
+    try:
+        return allocates(n)
+    except BaseException:
+        return Grade("wrong", 0.0)
+def forges(n):
+    # Writes its own reply, as code that a model wrote may do.
+    import pickle
+    frame = sys._getframe()
+    while frame.f_code.co_name != "main":
+        frame = frame.f_back
+    class Run:
+        def __reduce__(self):
+            return (open, (n, "w"))
+    replies = {
+        "pickle": pickle.dumps(Run()),
+        "number": b"5",
+        "text": b'{"a": 1}',
+        "deep": b"[" * 100_000,
+        "grade": b'["grade", "correct", "much", 5]',
+        "kind": b'["values", [1.0], {}, {}]',
+        "short": b'["grade"]',
+        "stale": b'["grade", "correct", 1.0, ""]',
+        "outcome": b'["grade", "splendid", 1.0, ""]',
+    }
+    kind = n.rpartition("/")[2]
+    number = frame.f_locals["number"] + (kind == "stale")
+    message = b"no message at all" * 4 if kind == "noise" else replies[kind]
+    if kind != "noise":
+        message = len(message).to_bytes(8, "big") + number.to_bytes(8, "big") + message
+    for descriptor in range(3, 20):
+        try:
+            os.write(descriptor, message)
+        except OSError:
+            pass
+    time.sleep(5)
+    return Grade("correct", 1.0)
 """
 
 
@@ -150,6 +201,46 @@ def test_a_worker_that_died_while_idle_is_replaced_without_an_error(graders):
         assert scores(pool.map(f"{graders}:echo", calls(2))) == [2]
 
 
+@pytest.mark.parametrize("grader", ["allocates", "catches"])
+def test_a_worker_over_the_memory_limit_is_an_error_of_its_call_only(graders, monkeypatch, grader):
+    """Also where the grader would catch a MemoryError and call the answer wrong."""
+    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 150 * 2**20)
+    with GraderPool() as pool:
+        grades = pool.map(f"{graders}:{grader}", calls(1, 300, 2))
+        assert scores(grades) == [1, None, 2]
+        assert grades[1].outcome == "error"
+        assert re.search(r"took \d{3} MiB of memory, the limit is 150 MiB", grades[1].reason)
+
+
+def test_a_large_worker_is_replaced_between_calls(graders, monkeypatch):
+    """Each call keeps 60 MiB: three of them in one worker would be over the limit of 150."""
+    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 150 * 2**20)
+    with GraderPool() as pool:
+        pids = scores(pool.map(f"{graders}:keeps", calls(60, 60, 60, 60)))
+        assert None not in pids and len(set(pids)) > 1
+
+
+def test_the_memory_limit_leaves_room_for_the_math_grader():
+    with GraderPool() as pool:
+        call = {"completion": r"\boxed{\sqrt{8}}", "answer": r"2\sqrt{2}"}
+        assert [grade.outcome for grade in pool.map("pbsd.rewards.math:grade", [call])] == ["correct"]
+        (worker,) = pool._workers
+        assert 0 < worker._resident() < pool_module.MEMORY_LIMIT / 4
+
+
+@pytest.mark.parametrize(
+    "reply", ["pickle", "number", "text", "deep", "grade", "kind", "short", "outcome", "noise", "stale"]
+)
+def test_a_malformed_reply_is_an_error_and_never_runs_code(graders, tmp_path, reply):
+    """A pickle that opens a file, JSON of other forms, a grade that is none, and bytes without a header."""
+    with GraderPool(timeout=20) as pool:
+        grades = pool.map(f"{graders}:forges", calls(str(tmp_path / reply)))
+        assert grades[0].outcome == "error", grades
+        assert "the worker's reply cannot be read" in grades[0].reason
+        assert not (tmp_path / reply).exists()
+        assert scores(pool.map(f"{graders}:echo", calls(4))) == [4]
+
+
 def test_an_exception_is_an_error_with_its_type_and_message_and_the_worker_lives_on(graders):
     with GraderPool() as pool:
         before = worker_pids(pool, graders)
@@ -192,6 +283,33 @@ def test_import_time_does_not_count_toward_the_limit(tmp_path, monkeypatch):
 def test_a_grader_that_cannot_be_loaded_is_raised_and_not_graded(grader):
     with GraderPool() as pool, pytest.raises(ImportError, match=f"'{grader}' cannot be loaded"):
         pool.map(grader, [{}])
+
+
+@pytest.mark.parametrize(("death", "word"), [("os._exit(9)", "exit code 9"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+def test_a_worker_that_dies_while_it_loads_is_started_again(tmp_path, monkeypatch, death, word):
+    (tmp_path / "dies_at_import.py").write_text(
+        "import os, pathlib\nfrom pbsd.rewards import Grade\n"
+        "tries = pathlib.Path(__file__).with_name('tries')\n"
+        "tries.write_text((tries.read_text() if tries.exists() else '') + 'x')\n"
+        f"if len(tries.read_text()) <= int(os.environ['DEATHS']): {death}\n"
+        "def f(): return Grade('correct', 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("DEATHS", "1")
+    with GraderPool() as pool:
+        assert [grade.outcome for grade in pool.map("dies_at_import:f", [{}])] == ["correct"]
+    (tmp_path / "tries").unlink()
+    monkeypatch.setenv("DEATHS", "99")
+    with GraderPool() as pool, pytest.raises(ImportError, match=f"tried 3 times: .*{word}"):
+        pool.map("dies_at_import:f", [{}])
+
+
+def test_what_a_killed_worker_had_not_begun_is_done_by_another(graders):
+    """One worker is sent several calls ahead; those behind the one that kills it are not lost and not graded twice."""
+    with GraderPool(timeout=0.5) as pool:
+        numbers = [*range(10), -1, *range(10, 40), -1, *range(40, 60)]
+        found = scores(pool.map(f"{graders}:exits", calls(*numbers)))
+        assert found == [None if number < 0 else number for number in numbers]
 
 
 def test_wrong_use_is_a_value_error():
@@ -277,6 +395,29 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(graders, tmp_path, state
         parent.kill()
         parent.wait()
         assert dies_within(worker, limit + 3 if state == "regex" else 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+def test_a_busy_worker_and_its_children_end_at_once_with_a_parent_that_is_killed(graders, tmp_path):
+    """The limit is 60 s, so that no alarm ends the worker; `grandchild` starts a shell that starts a sleep."""
+    pids = tmp_path / "pids"
+    code = PARENT.replace('[{"n": -1}]', f"[{{'n': {str(pids)!r}}}]")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), "grandchild", "60"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        worker = int(parent.stdout.readline())
+        deadline = time.monotonic() + 10
+        while not (pids.exists() and pids.read_text().count("\n") == 2) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        family = [worker, *map(int, pids.read_text().split())]
+        assert len(family) == 3 and all(map(is_alive, family))
+        parent.kill()
+        parent.wait()
+        assert all(dies_within(pid, 2) for pid in family)
 
 
 def test_a_script_without_a_main_guard_works(tmp_path):

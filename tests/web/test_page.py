@@ -33,7 +33,7 @@ def test_tables_show_the_numbers_of_the_files(page_of_runs):
     page = page_of_runs
     assert rows(page, "Runs")[0] == ["a", "pbsd", "lab/arithmetic", "0", "finished", "600", "12"]
     assert numbers(page, "before-after")[0] == [
-        "a", "50.0 [21.4, 78.6]", "75.0 [20.6, 97.2]", f"+25.0 [{MINUS}7.5, +57.5]", "4",
+        "a", "50.0 [21.4, 78.6]", "75.0 [20.6, 97.2]", f"+25.0 [{MINUS}9.1, +53.8]", "4",
     ]  # fmt: skip
     assert numbers(page, "curves")[:4] == [
         ["pbsd", "0", "0", "0", "50.0"],

@@ -103,7 +103,7 @@ def _matches(run: Any, only: Sequence[str]) -> bool:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
+    """SIGTERM, or SIGHUP of a terminal that was closed."""
 
 
 @contextmanager
@@ -111,8 +111,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(signum: int, frame: Any) -> None:
         raise _Terminated
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -20,12 +20,30 @@ RESULTS, CURVES, TRAINING, CHOICES, RUNS, TABLE = (
 _IN_EVERY_RUN = {"name", "key", "options", "curve", "metrics", "problems"}
 
 
+MAX_UNPACKED = 2**28
+"""Bytes that a gzip file may unpack to: some hundred times what a large study has. A bomb of a megabyte has more."""
+
+
+def unpacked(path: Path) -> bytes:
+    """The content of a gzip file. Raises ValueError, naming it, when it is damaged or unpacks to too much."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read, it is not a whole gzip file ({error}): write it again") from error
+    if len(content) > MAX_UNPACKED:
+        raise ValueError(
+            f"{path}: unpacks to more than {MAX_UNPACKED / 2**20:,.0f} MiB from {path.stat().st_size:,} bytes; no "
+            "study writes such a file: bring back the one that it wrote"
+        )
+    return content
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Raises ValueError naming the file when it is not gzipped JSON lines."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        return [json.loads(line) for line in unpacked(path).decode("utf-8").split("\n") if line]
+    except (RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as gzipped JSON lines ({error}): make it anew") from error
 
 

@@ -192,9 +192,15 @@ class RolloutConfig(TrainingArguments):
             )
 
     @property
+    def uses_rewards(self) -> bool:
+        """Whether rewards bear on what is learnt."""
+        return True
+
+    @property
     def alarm_thresholds(self) -> dict[str, float]:
         """The rules that are on."""
-        return resolve_thresholds(as_dict(self.alarms))
+        unused = {} if self.uses_rewards else {"flat_reward": None}
+        return resolve_thresholds({**unused, **as_dict(self.alarms)})
 
     @property
     def context_rule(self) -> ContextRule:

@@ -63,6 +63,8 @@ class Rule:
 SERIES: dict[str, tuple[str, ...]] = {
     "reward": ("reward/student",),
     "teacher_reward": ("reward/teacher",),
+    "reward_range": ("reward/range",),
+    "judged": ("reward/judged",),
     "entropy": ("health/student_entropy",),
     "length": ("tokens/student_length",),
     "truncated": ("tokens/student_truncated",),
@@ -85,6 +87,23 @@ def _misleading_teacher(series: Mapping[str, Series], threshold: float) -> str |
     if student.mean - teacher.mean <= threshold * abs(student.mean):
         return None
     return f"at the start the teacher's mean reward is {teacher.mean:.3g}, the student's {student.mean:.3g}"
+
+
+def _flat_reward(series: Mapping[str, Series], threshold: float) -> str | None:
+    ranges, means = series["reward_range"].values, [series[role].values for role in ("reward", "teacher_reward")]
+    if len(ranges) != EARLY or any(len(values) not in (0, EARLY) for values in means):
+        return None  # once, as `_misleading_teacher`
+    rewards = [value for values in means for value in values]
+    if not rewards or max(*ranges, max(rewards) - min(rewards)) > threshold:
+        return None
+    return f"in the first {EARLY} logs every sample has the reward {rewards[0]:.3g}"
+
+
+def _unjudged(series: Mapping[str, Series], threshold: float) -> str | None:
+    if len(series["judged"].values) < EARLY:
+        return None
+    share = 1 - series["judged"].now.mean
+    return f"{share:.0%} of the samples have no reward" if share > threshold else None
 
 
 def _reward_collapse(series: Mapping[str, Series], threshold: float) -> str | None:
@@ -175,6 +194,25 @@ RULES: dict[str, Rule] = {
         _misleading_teacher,
         "The context leads the teacher astray, and a KL to it or imitation of it the student: read both prompts (pbsd "
         "render), look for contexts that are cut or of another row; context: none does without",
+        at_start=True,
+    ),
+    "flat_reward": Rule(
+        1e-9,
+        f"the rewards of the first {EARLY} logged values are all within {{}} of each other (methods that learn from "
+        "rewards)",
+        ("reward_range", "reward", "teacher_reward"),
+        _flat_reward,
+        "Equal rewards teach nothing. Read what the graders say (`grades` in samples.jsonl; pbsd doctor shows three): "
+        "a format that the grader does not read, answers of another kind, or a task that is too hard or too easy",
+        at_start=True,
+    ),
+    "unjudged": Rule(
+        0.5,
+        "more than {} of the samples could not be judged",
+        ("judged",),
+        _unjudged,
+        "Look at reward/*/timeout and reward/*/error in the log and at `grades` in samples.jsonl: a reference that "
+        "cannot be read, or a reward_timeout that is too short",
         at_start=True,
     ),
     "reward_collapse": Rule(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -77,6 +77,8 @@ def print_summary(summary: Mapping[str, Any], settings: Mapping[str, Any], about
         f"{settings['prompt_format']}, {settings['dtype']}; rows from {escape(str(about['source']))}",
         soft_wrap=True,
     )
+    for line in _of_fewer(summary["figures"], summary["problems"]):
+        screen.print(line, soft_wrap=True)
     if about["left_out"]:
         screen.print("left out: " + ", ".join(f"{count} {why}" for why, count in about["left_out"].items()))
 
@@ -98,8 +100,23 @@ def print_comparison(comparison: Comparison) -> None:
             _interval(name, difference, signed=True),
         )
     screen.print(table)
+    for line in _of_fewer(comparison.figures, comparison.problems):
+        screen.print(line, soft_wrap=True)
     for note in comparison.notes:
         screen.print(f"differs: {escape(note)}", soft_wrap=True)
+
+
+def _of_fewer(figures: Mapping[str, Mapping[str, float]], total: int) -> Iterator[str]:
+    """A sentence for every figure that leaves problems out since samples of theirs could not be judged."""
+    for name, figure in figures.items():
+        if not name.startswith(("avg@", "pass@", "maj@", "score")) or figure["problems"] == total:
+            continue
+        k = name.removeprefix("pass@")
+        fewer = "no sample" if k in (name, "1") else f"fewer than {k} samples"
+        yield (
+            f"{_NAMES.get(name, name)} is of {figure['problems']} of {total} problems: the others have {fewer} that "
+            "could be judged (a time-out or an error of the grader is neither right nor wrong)"
+        )
 
 
 def _interval(name: str, figure: Mapping[str, float], *, signed: bool = False) -> str:

@@ -131,8 +131,9 @@ def _hedging(problem: ProblemRecord) -> float:
 def figures(n: int) -> dict[str, Callable[[ProblemRecord], float]]:
     """The figures that are means over problems, by name, for n samples of each; NaN: the problem has none.
 
-    avg@n; pass@k for k = 1, 2, 4 ... up to n; maj@n; score; tokens; truncated, and leakage (a phrase that cites a
-    context the student never saw), as shares of the samples; hedging, in phrases per 100 words (`diagnostics.text`).
+    avg@n; pass@k for k = 1, 2, 4 ... up to n, of problems with k judged samples; maj@n; score; tokens; truncated, and
+    leakage (a phrase that cites a context the student never saw), as shares of the samples; hedging, in phrases per 100
+    words (`diagnostics.text`).
     """
     ks = [2**power for power in range(n.bit_length()) if 2**power < n]
     return {

@@ -87,6 +87,11 @@ def explorer(run: Run, max_pairs: int, max_bytes: int = MAX_BYTES) -> Explorer |
     while found.size > max_bytes and len(found.records) > 1:
         fitting = int(len(found.records) * max_bytes / found.size)
         found = replace(_thinned(run, max(1, fitting)), more="--max_megabytes")
+    if found.size > max(max_bytes, MAX_BYTES):
+        raise ValueError(
+            f"{run.samples[0][0]}: this record alone takes {found.size / 1e6:,.1f} MB of the page, more than "
+            f"{max(max_bytes, MAX_BYTES) / 1e6:,.1f}: remove it, or raise --max_megabytes"
+        )
     return found
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pbsd.compare.files import unpacked
+
 Record = dict[str, Any]
+MAX_TEXT = 1_000_000
+"""Characters of one text that a page shows: several times the longest completion of today's models."""
+
 Notes = list[str]
 """What the reader of the page must know of the files: sentences, each naming its file."""
 
@@ -21,12 +24,7 @@ def read_text(path: Path, notes: Notes) -> str:
 
     Raises ValueError for a damaged archive.
     """
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file ({error}): write it again") from error
+    raw = unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -39,7 +37,7 @@ def read_json(path: Path, notes: Notes) -> Record | None:
     """The object in the file; None where there is no file. Raises ValueError where it is not a JSON object."""
     if not path.is_file():
         return None
-    return _parse(read_text(path, notes), str(path))
+    return _bounded(_parse(read_text(path, notes), str(path)), path.name, notes)
 
 
 def read_yaml(path: Path, notes: Notes) -> Record:
@@ -52,7 +50,7 @@ def read_yaml(path: Path, notes: Notes) -> Record:
         raise ValueError(f"{path}: not YAML ({error}): mend or remove it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a mapping of options, is a {type(content).__name__}")
-    return content
+    return _bounded(content, path.name, notes)
 
 
 def read_lines(path: Path, notes: Notes) -> list[tuple[str, Record]]:
@@ -73,7 +71,10 @@ def read_lines(path: Path, notes: Notes) -> list[tuple[str, Record]]:
             continue
         where = f"{path}, line {number:,}"
         try:
-            records.append((where, _parse(line, where)))
+            record = _parse(line, where)
+            if len(line) > MAX_TEXT:
+                record = _bounded(record, f"{path.name}, line {number:,}", notes)
+            records.append((where, record))
         except ValueError:
             if number < len(lines):
                 raise
@@ -89,6 +90,32 @@ def _parse(text: str, where: str) -> Record:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: must be a JSON object, is {text.strip()[:40]!r}")
     return content
+
+
+def _bounded(record: Record, where: str, notes: Notes) -> Record:
+    """The record with texts of at most `MAX_TEXT` characters; a note says where some were longer."""
+    longest = 0
+
+    def cut(value: Any) -> Any:
+        nonlocal longest
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            longest = max(longest, len(value))
+            return value[:MAX_TEXT] + "\u2026"
+        if isinstance(value, list):
+            return [cut(item) for item in value]
+        if isinstance(value, dict):
+            found = {cut(key): cut(item) for key, item in value.items()}
+            if len(str(value.get("text", ""))) > MAX_TEXT:  # its tokens would hold what was cut
+                found = {key: item for key, item in found.items() if key not in ("token_texts", "token_log_ratios")}
+            return found
+        return value
+
+    bounded: Record = cut(record)
+    if longest:
+        notes.append(
+            f"{where}: a text of {longest:,} characters; the page shows the first {MAX_TEXT:,} of each that is longer."
+        )
+    return bounded
 
 
 def number(record: Record, key: str, where: str) -> float:

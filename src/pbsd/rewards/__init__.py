@@ -2,7 +2,8 @@
 
 A grader judges one completion and returns a `Grade`: `math.py` with `math_text.py` and `math_compare.py`,
 `tools.py` with `tool_syntax/` and `paper_parity.py`, `format.py`.
-`pool.py` runs graders in worker processes (`worker.py`, `wire.py`) that are killed at a time limit.
+`pool.py` runs graders, and `limited.py` users' functions, in worker processes (`process.py`, `worker.py`, `wire.py`)
+that are killed at a time limit; `call.py` is one call of a user's function, there or here.
 `functions.py` makes graders, users' functions and names into reward functions with TRL's signature.
 `batch.py` runs several of them on a batch and adds up; an unknown reward stays unknown.
 """

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pbsd.rewards.functions import RESERVED, GradedReward, RewardFunction, required_columns, reward_name
+from pbsd.rewards.call import Answer, BadAnswer, Lost, OverTime, accepted, call, describe, is_async
+from pbsd.rewards.functions import (
+    RESERVED,
+    GradedReward,
+    RewardFunction,
+    check_columns,
+    required_columns,
+    reward_name,
+)
 from pbsd.rewards.grade import Grade, error
+from pbsd.rewards.limited import LimitedReward
+
+_PROBES = 4
+"""Rows that are tried first where each may cost a worker or its whole limit; if all of them do, the others are not."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +30,15 @@ class Scores:
     """A scored batch, in the order of its completions.
 
     `total`: the weighted sum, None where the reward is unknown; `by_function`: every function's grades, by its name
-    (a second `math` is `math_2`); `outcomes`: how often each happened, such as {"math/timeout": 3}.
+    (a second `math` is `math_2`); `outcomes`: how often each happened, such as {"math/timeout": 3}; `metrics`, `extra`:
+    what functions told `log_metric` and, by completion, `log_extra`.
     """
 
     total: list[float | None]
     by_function: dict[str, list[Grade]]
     outcomes: dict[str, int]
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: list[dict[str, Any]] = field(default_factory=list)
 
 
 def score(
@@ -45,24 +60,157 @@ def score(
     plain functions uncut, such as TRL's `trainer_state`. `texts`: what the built-in graders read in place of the
     completions, such as these with a thought that the prompt opened.
 
-    A plain function that raises on the batch is called again row by row; rows that raise are its errors.
+    A plain function that raises, or takes too long, is called again row by row; rows that do so are its errors or
+    time-outs. Async functions run together, after the others, as in TRL.
 
-    Raises ValueError when lengths or weights do not fit, a column is missing, a function returns anything but a list of
-    finite numbers or None, or raises on every row.
+    Raises ValueError when lengths or weights do not fit, a column is missing, two functions log one column, a function
+    returns anything but a list of finite numbers or None, or fails on every row.
     """
     _check_lengths(prompts, completions, completion_ids, columns)
     factors = _checked_weights(weights, len(rewards))
     batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-    by_function: dict[str, list[Grade]] = {}
+    judged: dict[str, _Judged | None] = {}
+    waiting: list[_Plain] = []
     for reward in rewards:
-        name = _unused_name(reward_name(reward), by_function)
+        name = _unused_name(reward_name(reward), judged)
         if isinstance(reward, GradedReward):
-            by_function[name] = reward.grades(texts or completions, **columns)
-        else:
-            by_function[name] = _call_plain(name, reward, batch, extras or {})
+            judged[name] = _Judged(reward.grades(texts or completions, **columns))
+            continue
+        plain = _Plain(name, reward, batch, extras or {})
+        judged[name] = None if is_async(reward) else plain.judge()
+        waiting += [plain] if judged[name] is None else []
+    judged |= _together(waiting)
+    done = {name: found for name, found in judged.items() if found is not None}
+    by_function = {name: found.grades for name, found in done.items()}
     rows = zip(*by_function.values(), strict=True) if rewards else ((),) * len(completions)
     outcomes = Counter(f"{name}/{grade.outcome}" for name, grades in by_function.items() for grade in grades)
-    return Scores([_total(row, factors) for row in rows], by_function, dict(outcomes))
+    return Scores(
+        [_total(row, factors) for row in rows],
+        by_function,
+        dict(outcomes),
+        _joined_metrics(done.values()),
+        _joined_extra(done, len(completions)),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one function gave."""
+
+    grades: list[Grade]
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A user's function and the batch it is to judge."""
+
+    name: str
+    reward: RewardFunction
+    batch: Mapping[str, Any]
+    extras: Mapping[str, Any]
+
+    def judge(self) -> _Judged:
+        """On the whole batch; row by row when that fails."""
+        if missing := required_columns(self.reward) - self.batch.keys() - self.extras.keys():
+            have = sorted(self.batch.keys() - RESERVED)
+            raise ValueError(f"reward {self.name!r} needs the columns {sorted(missing)}; the data has {have}")
+        size = len(self.batch["completions"])
+        try:
+            answer = self._answer(self.batch, size)
+        except (BadAnswer, KeyboardInterrupt):
+            raise
+        except BaseException as failure:  # SystemExit too is this function's error, not the end of the run
+            return self._judge_rows(size, failure)
+        return _Judged([_grade(value) for value in answer.values], answer.metrics, answer.extra)
+
+    def _answer(self, batch: Mapping[str, Any], size: int, first: int = 0) -> Answer:
+        arguments = accepted(self.reward, {**batch, **self.extras})
+        if isinstance(self.reward, LimitedReward):
+            return self.reward.answer(arguments, size, first)
+        return call(self.name, self.reward, arguments, size, first=first)
+
+    def _judge_rows(self, size: int, failure: BaseException) -> _Judged:
+        is_costly = isinstance(failure, OverTime | Lost)
+        what = f"{'gave' if is_costly else 'raised'} {describe(failure)}"
+        found: dict[int, _Judged] = {}
+        for row in sorted(range(size), key=lambda row: is_costly and not _is_probe(row, size)):
+            found[row] = self._judge_row(row, f"judged alone; the whole batch {what}")
+            tried_enough = len(found) == (_PROBES if is_costly else size)
+            if tried_enough and all(one.grades[0].outcome in ("error", "timeout") for one in found.values()):
+                raise ValueError(
+                    f"reward {self.name!r} {what} on the batch and on every one of its {len(found)} rows"
+                    f"{' tried' if is_costly else ''}; mend the function, or return None where it cannot judge"
+                ) from failure
+        rows = [found[row] for row in range(size)]
+        columns = {column for one in rows for column in one.extra}
+        return _Judged(
+            [one.grades[0] for one in rows],
+            _joined_metrics(rows),
+            {column: [one.extra.get(column, [None])[0] for one in rows] for column in sorted(columns)},
+        )
+
+    def _judge_row(self, row: int, note: str) -> _Judged:
+        try:
+            answer = self._answer({key: [values[row]] for key, values in self.batch.items()}, 1, row)
+        except (BadAnswer, KeyboardInterrupt):
+            raise
+        except OverTime as late:
+            return _Judged([Grade("timeout", None, str(late))])
+        except BaseException as failure:
+            return _Judged([error(describe(failure))])
+        return _Judged([replace(_grade(answer.values[0]), reason=note)], answer.metrics, answer.extra)
+
+
+def _is_probe(row: int, size: int) -> bool:
+    """Whether the row is one of `_PROBES` that are spread evenly: rows of one prompt stand together."""
+    return row in {place * size // _PROBES for place in range(_PROBES)}
+
+
+def _together(waiting: Sequence[_Plain]) -> dict[str, _Judged | None]:
+    """Judge at the same time. Daemon threads, so that an interrupt need not wait for functions that never end."""
+    found: dict[str, _Judged | None] = {}
+    failures: list[BaseException] = []
+
+    def judge(plain: _Plain) -> None:
+        try:
+            found[plain.name] = plain.judge()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=judge, args=(plain,), daemon=True) for plain in waiting]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return found
+
+
+def _joined_metrics(judged: Iterable[_Judged]) -> dict[str, list[float]]:
+    metrics: dict[str, list[float]] = {}
+    for found in judged:
+        for name, values in found.metrics.items():
+            metrics.setdefault(name, []).extend(values)
+    return metrics
+
+
+def _joined_extra(judged: Mapping[str, _Judged], size: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{} for _ in range(size)]
+    owners: dict[str, str] = {}
+    for name, found in judged.items():
+        for column, values in found.extra.items():
+            if owners.setdefault(column, name) != name:
+                raise ValueError(f"rewards {owners[column]!r} and {name!r} both log_extra {column!r}; rename one")
+            for row, value in zip(rows, values, strict=True):
+                row[column] = value
+    return rows
+
+
+def _grade(value: float | None) -> Grade:
+    return Grade("unjudged", None) if value is None else Grade("scored", value)
 
 
 def _total(row: Sequence[Grade], weights: Sequence[float]) -> float | None:
@@ -71,73 +219,6 @@ def _total(row: Sequence[Grade], weights: Sequence[float]) -> float | None:
         return None
     known = [weight * grade.score for grade, weight in weighted if grade.score is not None]
     return sum(known) if known else None
-
-
-def _call_plain(name: str, reward: RewardFunction, batch: dict[str, Any], extras: Mapping[str, Any]) -> list[Grade]:
-    """A user's function on the whole batch; row by row when that raises."""
-    if missing := required_columns(reward) - batch.keys() - extras.keys():
-        have = sorted(batch.keys() - RESERVED)
-        raise ValueError(f"reward {name!r} needs the columns {sorted(missing)}; the data has {have}")
-    size = len(batch["completions"])
-    try:
-        returned = reward(**_accepted(reward, {**batch, **extras}))
-    except Exception as failure:
-        return _call_rows(name, reward, batch, extras, failure)
-    return [_as_grade(name, value, i) for i, value in enumerate(_checked_list(name, returned, size))]
-
-
-def _call_rows(
-    name: str, reward: RewardFunction, batch: dict[str, Any], extras: Mapping[str, Any], failure: Exception
-) -> list[Grade]:
-    grades: list[Grade] = []
-    for i in range(len(batch["completions"])):
-        row = {key: [values[i]] for key, values in batch.items()}
-        try:
-            returned = reward(**_accepted(reward, {**row, **extras}))
-        except Exception as row_failure:
-            grades.append(error(f"{type(row_failure).__name__}: {row_failure}"))
-            continue
-        note = f"judged alone; the whole batch raised {type(failure).__name__}: {failure}"
-        grades.append(_as_grade(name, _checked_list(name, returned, 1)[0], i, note))
-    if all(grade.outcome == "error" for grade in grades):
-        raise ValueError(
-            f"reward {name!r} raised {type(failure).__name__}: {failure} on the batch and on every one of its "
-            f"{len(grades)} rows; mend the function, or return None where it cannot judge"
-        ) from failure
-    return grades
-
-
-def _accepted(reward: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the function's signature takes: all of them when it has **kwargs."""
-    parameters = inspect.signature(reward).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return arguments
-    return {key: value for key, value in arguments.items() if key in parameters}
-
-
-def _checked_list(name: str, returned: Any, size: int) -> list[Any]:
-    mend = f"return a list of len(completions) = {size} numbers, None where nothing can be judged"
-    if not isinstance(returned, list):
-        raise ValueError(f"reward {name!r} returned {type(returned).__name__} {returned!r:.200}; {mend}")
-    if len(returned) != size:
-        raise ValueError(f"reward {name!r} returned {len(returned)} values for {size} completions; {mend}")
-    return returned
-
-
-def _as_grade(name: str, value: Any, position: int, note: str = "") -> Grade:
-    if value is None:
-        return Grade("unjudged", None, note)
-    try:
-        # float("1.5") would accept a string; arrays and tensors of one number are numbers.
-        number = math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(
-            f"reward {name!r} returned {value!r:.200} ({type(value).__name__}) at position {position}; "
-            "return a list of len(completions) finite numbers, None where nothing can be judged"
-        )
-    return Grade("scored", number, note)
 
 
 def _unused_name(name: str, used: Mapping[str, Any]) -> str:
@@ -152,9 +233,7 @@ def _unused_name(name: str, used: Mapping[str, Any]) -> str:
 def _check_lengths(
     prompts: list[Any], completions: list[Any], completion_ids: list[Any], columns: Mapping[str, list[Any]]
 ) -> None:
-    for key in columns:
-        if key in RESERVED:
-            raise ValueError(f"column {key!r} has the name of an argument that reward functions get; rename it")
+    check_columns(columns)
     for key, values in {"prompts": prompts, "completion_ids": completion_ids, **columns}.items():
         if len(values) != len(completions):
             raise ValueError(f"{key!r} has {len(values)} values for {len(completions)} completions; give one for each")

@@ -8,12 +8,13 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pbsd.rewards import tools
 from pbsd.rewards.grade import Grade
+from pbsd.rewards.limited import LimitedReward
 from pbsd.rewards.pool import GraderPool
 from pbsd.rewards.text import completion_text
 
@@ -21,6 +22,13 @@ RESERVED = frozenset(
     ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 )
 """What TRL hands to reward functions beside the data set's columns."""
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Raises ValueError for a column that has the name of what reward functions get beside the columns."""
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(f"column {name!r} has the name of an argument that reward functions get; rename it")
 
 
 class RewardFunction(Protocol):
@@ -114,17 +122,18 @@ BUILTINS: Mapping[str, _Builtin] = {
 _POOL_OPTIONS = ("workers", "timeout")
 
 
-def resolve(spec: Any) -> RewardFunction:
+def resolve(spec: Any, *, timeout: float | None = None) -> RewardFunction:
     """The reward function that `spec` names.
 
     `spec` is a callable (returned as it is), a built-in's name (`math`, `tool_call`, `format`), for a function with
     TRL's signature "package.module:function", or a mapping with a `name` and options: `workers`, `timeout` (seconds
-    for one call), `columns` ({argument: column}) and the built-in's own (`pattern`; `syntax`, `scorer`).
+    for one call), `columns` ({argument: column}) and the built-in's own (`pattern`; `syntax`, `scorer`). With `timeout`
+    a function becomes a `LimitedReward` of so many seconds for each completion.
 
     Raises ValueError when the name, an option or its value is not valid; ImportError when an extra is not installed.
     """
     if isinstance(spec, str):
-        return _imported(spec) if ":" in spec else _built_in(spec, {})
+        return _limited(_imported(spec), timeout, spec) if ":" in spec else _built_in(spec, {})
     if isinstance(spec, Mapping):
         options = dict(spec)
         name = options.pop("name", None)
@@ -134,9 +143,9 @@ def resolve(spec: Any) -> RewardFunction:
             return _built_in(name, options)
         if options:
             raise ValueError(f"reward {name!r} takes no options, got {sorted(options)}; set them in the function")
-        return _imported(name)
+        return _limited(_imported(name), timeout, name)
     if callable(spec):
-        return spec
+        return _limited(spec, timeout)
     raise ValueError(f"reward {spec!r:.200} is neither a callable, a name nor a mapping with a `name`")
 
 
@@ -154,14 +163,16 @@ def required_columns(reward: Any) -> set[str]:
     """
     if isinstance(reward, GradedReward):
         return set(reward.columns.values())
+    return _required(reward) - RESERVED - {"self"}
+
+
+def _required(reward: Callable[..., Any]) -> set[str]:
+    """The named parameters without default."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         parameter.name
         for parameter in inspect.signature(reward).parameters.values()
-        if parameter.kind in named
-        and parameter.default is inspect.Parameter.empty
-        and parameter.name not in RESERVED
-        and parameter.name != "self"
+        if parameter.kind in named and parameter.default is inspect.Parameter.empty
     }
 
 
@@ -212,6 +223,14 @@ def _check_values(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"reward 'format': pattern {options['pattern']!r:.200} is not a regular expression: {failure}"
             ) from None
+
+
+def _limited(reward: RewardFunction, timeout: float | None, path: str | None = None) -> RewardFunction:
+    if isinstance(reward, GradedReward | LimitedReward):
+        return reward
+    if "environments" in _required(reward):
+        raise ValueError(f"reward {reward_name(reward)!r} takes environments, which pbsd does not have; leave it out")
+    return reward if timeout is None else LimitedReward(reward_name(reward), reward, timeout, path)
 
 
 def _imported(path: str) -> RewardFunction:

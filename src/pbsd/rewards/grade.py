@@ -39,6 +39,11 @@ class Grade:
             raise ValueError(f"Grade {self.outcome!r} has score {self.score!r}; give a finite number")
         object.__setattr__(self, "reason", self.reason.encode("utf-8", "backslashreplace").decode("utf-8"))
 
+    @property
+    def summary(self) -> str:
+        """Outcome and reason in one line."""
+        return f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+
 
 def correct(reason: str = "") -> Grade:
     """The completion's answer is right: score 1."""
