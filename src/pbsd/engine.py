@@ -115,16 +115,18 @@ class Engine:
     def grade(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Rollout], rewards.Scores]:
         """The rollouts with their rewards, and what each reward function said of each."""
         owners = [prompts[rollout.prompt] for rollout in rollouts]
+        completions = [self._completion(owner, rollout) for owner, rollout in zip(owners, rollouts, strict=True)]
         names = sorted({name for prompt in owners for name in prompt.columns})
         scores = rewards.score(
             self.reward_funcs,
             self.args.reward_weights,
             prompts=[owner.prompt for owner in owners],
-            completions=[self._completion(owner, rollout) for owner, rollout in zip(owners, rollouts, strict=True)],
+            completions=completions,
             completion_ids=[list(rollout.completion_ids) for rollout in rollouts],
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
             extras={"trainer_state": self.reward_log.trainer_state()},
             texts=[owner.turn(rollout.role) + rollout.text for owner, rollout in zip(owners, rollouts, strict=True)],
+            parsed=[None if isinstance(own, str) else own[0].get("tool_calls") for own in completions],
         )
         for name, values in scores.metrics.items():
             self.reward_log.metrics.observe(name, values)

@@ -127,6 +127,31 @@ def test_a_call_between_special_marks_is_read(marked, tmp_path):
     assert graded(engine, prompt, CALL.replace("1", "2") + "<|im_end|>") == 0.0
 
 
+def test_calls_in_a_format_of_the_models_own_are_read_by_its_response_template(marked, tmp_path):
+    marked.chat_template = CHAT_TEMPLATE
+    text = "please f with a=1; thanks<|im_end|>"
+    expected = json.dumps([{"name": "f", "arguments": {"a": 1}}])
+    engine = make_engine(marked, "tool_call", tmp_path)
+    wanted, unwanted = chat_prompt(engine, answer=expected), chat_prompt(engine, answer="[]")
+    assert (graded(engine, wanted, text), graded(engine, unwanted, text)) == (0.0, 1.0)
+    marked.response_template = {
+        **qwen3_template,
+        "fields": {
+            "tool_calls": {
+                "open_pattern": r"please (?P<name>\w+) with ",
+                "close": "thanks",
+                "content": "xml-inline",
+                "content_args": {"tag_pattern": r"(?P<key>\w+)=(?P<value>\d+);", "value_parser": {"name": "json"}},
+                "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+                "repeats": True,
+            },
+            "content": {"close": "<|im_end|>", "content": "text"},
+        },
+    }
+    assert (graded(engine, wanted, text), graded(engine, unwanted, text)) == (1.0, 0.0)
+    assert graded(engine, wanted, text.replace("1", "2")) == 0.0
+
+
 def test_a_turn_that_the_prompt_begins_belongs_to_the_answer(tokenizer, tmp_path):
     engine = make_engine(tokenizer, "math", tmp_path)
     chat = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "It is \\boxed{4"}]

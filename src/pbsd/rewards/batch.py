@@ -51,6 +51,7 @@ def score(
     *,
     extras: Mapping[str, Any] | None = None,
     texts: list[str] | None = None,
+    parsed: list[Any] | None = None,
 ) -> Scores:
     """Run every reward function once on the batch and add up: total = sum of weight * score, over scores that exist.
 
@@ -58,7 +59,8 @@ def score(
     says anything. A `timeout` or `error` of a function with a weight other than 0 makes the total None, because an
     unknown reward must not become a low one. `weights`: one for each function, 1 by default. `extras`: what goes to
     plain functions uncut, such as TRL's `trainer_state`. `texts`: what the built-in graders read in place of the
-    completions, such as these with a thought that the prompt opened.
+    completions, such as these with a thought that the prompt opened. `parsed`: for each the tool calls that the
+    tokenizer's parser found, or None.
 
     A plain function that raises, or takes too long, is called again row by row; rows that do so are its errors or
     time-outs. Async functions run together, after the others, as in TRL.
@@ -74,7 +76,8 @@ def score(
     for reward in rewards:
         name = _unused_name(reward_name(reward), judged)
         if isinstance(reward, GradedReward):
-            judged[name] = _Judged(reward.grades(texts or completions, **columns))
+            calls = [parsed] if reward.reads_calls else []
+            judged[name] = _Judged(reward.grades(texts or completions, *calls, **columns))
             continue
         plain = _Plain(name, reward, batch, extras or {})
         judged[name] = None if is_async(reward) else plain.judge()

@@ -43,7 +43,8 @@ class GradedReward:
     `grader`: "module:function", a function of `completion` (its text) and of keyword arguments, returning a `Grade`.
     `columns`: the grader's argument -> the data set's column it is taken from; `optional` likewise, for columns that
     may be absent. `options`: arguments that are the same for every row. `pool`: where to run; by default a pool of its
-    own. Called, it is a reward function as TRL's trainers take them (grades without a score become None).
+    own. `reads_calls`: the grader also takes `parsed`, the tool calls that the tokenizer parsed, where it parsed any.
+    Called, it is a reward function as TRL's trainers take them (grades without a score become None).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class GradedReward:
         *,
         optional: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
+        reads_calls: bool = False,
     ) -> None:
         self.name = name
         self.__name__ = name  # TRL logs a reward function under this
@@ -62,10 +64,12 @@ class GradedReward:
         self.columns = dict(columns)
         self.optional = dict(optional or {})
         self.options = dict(options or {})
+        self.reads_calls = reads_calls
         self.pool = pool or GraderPool()
 
-    def grades(self, completions: Sequence[Any], **columns: Any) -> list[Grade]:
+    def grades(self, completions: Sequence[Any], parsed: Sequence[Any] | None = None, /, **columns: Any) -> list[Grade]:
         """The grade of every completion (a string, or chat messages). Columns that the grader does not use are ignored.
+        `parsed`: for each the tool calls that the tokenizer's parser found, or None.
 
         Raises ValueError when a column is missing or of another length, or a completion is not text.
         """
@@ -86,6 +90,7 @@ class GradedReward:
                 **self.options,
                 **{argument: columns[column][i] for argument, column in used.items()},
                 "completion": completion_text(completion, i),
+                **({"parsed": parsed[i]} if self.reads_calls and parsed is not None and parsed[i] else {}),
             }
             for i, completion in enumerate(completions)
         ]
@@ -106,6 +111,7 @@ class _Builtin:
     optional: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     required_options: tuple[str, ...] = ()
+    reads_calls: bool = False
 
 
 BUILTINS: Mapping[str, _Builtin] = {
@@ -115,6 +121,7 @@ BUILTINS: Mapping[str, _Builtin] = {
         columns={"expected": "answer"},
         optional={"tools": "tools"},
         options=("syntax", "scorer"),
+        reads_calls=True,
     ),
     "format": _Builtin("pbsd.rewards.format:grade", options=("pattern",), required_options=("pattern",)),
 }
@@ -207,6 +214,7 @@ def _built_in(name: str, options: dict[str, Any]) -> GradedReward:
         GraderPool(**{key: options[key] for key in _POOL_OPTIONS if key in options}),
         optional={argument: renamed.get(argument, column) for argument, column in builtin.optional.items()},
         options=own,
+        reads_calls=builtin.reads_calls,
     )
 
 

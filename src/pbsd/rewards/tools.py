@@ -6,7 +6,7 @@ The possible-answer form and its comparison follow the Berkeley Function-Calling
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pbsd.rewards import paper_parity
@@ -34,7 +34,15 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "auto", scorer: str = "strict") -> Grade:
+def grade(
+    completion: str,
+    expected: Any,
+    tools: Any = None,
+    *,
+    syntax: str = "auto",
+    scorer: str = "strict",
+    parsed: Sequence[Any] | None = None,
+) -> Grade:
     """Does the completion make exactly the expected tool calls, in any order?
 
     `expected`: a list (or its JSON) of calls. An empty list expects no call at all, not even one that
@@ -60,6 +68,9 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
     `syntax`: see `tool_syntax.parse_calls`. A value of a format that writes no types, as `<parameter=zip>75001`, is
     right when it is so as the text or as the JSON (or Python literal) that it reads as, and of the declared type: the
     model could not write the difference. Only the text after a `</think>` counts.
+
+    `parsed`: the calls that the model's own parser found (`tokenizer.parse_response`). With the syntax `auto` they are
+    taken where no format that is known here can be read.
 
     `scorer`: `strict` is all of the above; `paper_parity` what SDFT's and SDPO's public code does, see `paper_parity`
     (plain expected calls, the `action` syntax, and no use of `tools`).
@@ -89,7 +100,7 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
         return unparsed("the completion ends inside <think>")
     names = {*schemas, *(call.name for call in wanted)}
     try:
-        calls = read_calls(text, syntax, names)
+        calls = _made_calls(text, syntax, names, parsed)
     except ValueError as failure:
         if wanted or looks_like_call(text, names):
             return unparsed(str(failure))
@@ -98,6 +109,16 @@ def grade(completion: str, expected: Any, tools: Any = None, *, syntax: str = "a
         return _compare(calls, wanted)
     except RecursionError:
         return error("an expected value is nested too deeply to be compared")
+
+
+def _made_calls(text: str, syntax: str, names: Collection[str], parsed: Sequence[Any] | None) -> list[Call]:
+    """The calls of a completion. Raises ValueError where there are none that can be read."""
+    try:
+        return read_calls(text, syntax, names)
+    except ValueError:
+        if syntax == "auto" and parsed:
+            return json_calls(list(parsed))
+        raise
 
 
 def check_options(*, syntax: str = "auto", scorer: str = "strict") -> None:
