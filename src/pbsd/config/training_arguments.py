@@ -93,10 +93,12 @@ REFUSED: dict[str, Refusal] = {
     "train_sampling_strategy": Refusal(_DRAWN, lambda value: value == "sequential"),
     "group_by_length": Refusal(_DRAWN),
     "length_column_name": Refusal(_DRAWN),
-    "remove_unused_columns": Refusal(
-        "reward functions read the columns of the data set; leave it False", lambda value: not value
+    "remove_unused_columns": Refusal("reward functions read the columns of the data set; leave it False"),
+    # Saving and debugging
+    "debug": Refusal(
+        "it looks into what transformers' own forward gives, and scoring gives something else; a loss that is not "
+        "finite ends training and says so, and torch.autograd.set_detect_anomaly(True) finds where it comes from"
     ),
-    # Saving
     "enable_jit_checkpoint": Refusal(
         "it saves in the middle of a step; at SIGTERM `pbsd train` saves at the end of the step (in Python: "
         "pbsd.run.stop_on_sigterm)"
@@ -125,7 +127,7 @@ def refuse_options(args: TrainingArguments) -> None:
     """Raise ValueError naming the first of transformers' options that would be ignored, or would do harm, here."""
     defaults = {
         option.name: option.default if option.default_factory is MISSING else option.default_factory()
-        for option in fields(TrainingArguments)
+        for option in fields(args)
     }
     for name, refusal in REFUSED.items():
         value, default = _plain(getattr(args, name, None)), defaults.get(name)
