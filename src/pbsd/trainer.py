@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ class MethodTrainer(Loop):
         with self.balance.counting(), fast_linears(student):
             for part in self.engine.parts(batch, self.args.train_batch_tokens):
                 self.method.loss(student, part)
-        loss = self.balance.reduce(self.accelerator.reduce, self.args.device)
+        loss = self.balance.reduce(partial(self.accelerator.reduce, reduction="sum"), self.args.device)
         if not math.isnan(loss):
             own = Metrics()
             own.observe("loss/router_aux", [loss])

@@ -1,5 +1,10 @@
 """The routers of a mixture of experts: no jitter in scores, and transformers' load-balancing loss over a whole step."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import ROWS, tiny_model
@@ -151,3 +156,46 @@ def test_router_jitter_is_not_in_the_scores(make_trainer, tokenizer):
         trainer.train()
         noisy[disable] = max(e["health/sampler_gap"] for e in trainer.state.log_history if "loss" in e)
     assert noisy[True] < 1e-5 < 1e-3 < noisy[False]
+
+
+SCRIPT = """
+import sys; sys.path[:0] = [{tests!r}, {tests!r} + "/unit"]
+import json, os, torch
+torch.set_num_threads(1)
+from conftest import ROWS, build_tokenizer, lower_case_share
+from test_router import mixture
+from pbsd import PBSDConfig, PBSDTrainer
+from pbsd.run import leave_process_group
+
+processes, tokenizer = int(os.environ.get("WORLD_SIZE", 1)), build_tokenizer()
+config = PBSDConfig(
+    output_dir={out!r}, max_steps=2, per_device_train_batch_size=4 // processes, max_completion_length=6,
+    num_generations=2, num_teacher_generations=2, preset="pairs", optim="sgd", learning_rate=0.1, use_cpu=True,
+    save_strategy="no", disable_tqdm=True,
+)
+trainer = PBSDTrainer(mixture(tokenizer), config, ROWS, None, lower_case_share, tokenizer)
+trainer.train()
+if trainer.is_world_process_zero():
+    weights = torch.cat([p.detach().flatten() for p in trainer.engine.student.parameters()]).tolist()
+    logs = [entry["loss/router_aux"] for entry in trainer.state.log_history if "loss" in entry]
+    json.dump([weights, logs], open({out!r} + ".json", "w"))
+leave_process_group()
+"""
+
+
+def test_two_processes_equal_one(tmp_path, request):
+    found = []
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        script, out = tmp_path / f"{name}.py", tmp_path / name
+        script.write_text(SCRIPT.format(tests=str(request.config.rootpath / "tests"), out=str(out)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert done.returncode == 0, done.stdout.decode()[-5000:]
+        found.append(json.loads(out.with_suffix(".json").read_text()))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-5)
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from transformers import TrainingArguments
@@ -172,6 +172,14 @@ class RolloutConfig(TrainingArguments):
                 f"not {{prompt}}; got {self.teacher_prompt_template!r}"
             )
 
+    def _refuse_unread(self, **readers: tuple[bool, str]) -> None:
+        """Raise ValueError for options that were set and that nothing reads. `readers` has for each whether these
+        options read it, and which would."""
+        defaults = {own.name: own.default for own in fields(self)}
+        for name, (is_read, reader) in readers.items():
+            if not is_read and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} is read with {reader} alone: leave it out")
+
     def _check_alarms(self) -> None:
         resolve_thresholds(as_dict(self.alarms))
         if self.alarm_window < 5:
@@ -307,8 +315,11 @@ class TeacherConfig(RolloutConfig):
             raise ValueError(
                 "teacher_refresh_measure is read with teacher_refresh_margin alone: set it, or leave both out"
             )
-        if self.teacher_refresh_blend != 1 and self.teacher != "refreshed":
-            raise ValueError("teacher_refresh_blend is read with teacher='refreshed' alone: leave it out")
+        self._refuse_unread(
+            ema_decay=(self.teacher == "ema", "teacher='ema'"),
+            teacher_refresh_steps=(self.teacher == "refreshed", "teacher='refreshed'"),
+            teacher_refresh_blend=(self.teacher == "refreshed", "teacher='refreshed'"),
+        )
         moves_unasked = self.teacher in ("live", "ema") or (
             self.teacher == "refreshed" and self.teacher_refresh_margin is None
         )
@@ -362,6 +373,7 @@ class TeacherSamplesConfig(TeacherConfig):
             raise ValueError(
                 f"leakage_guard={self.leakage_guard!r} looks at the teacher's samples, and none are drawn: leave it out"
             )
+        self._refuse_unread(leakage_weight=(self.leakage_guard == "downweight", "leakage_guard='downweight'"))
 
     @property
     def learns_from_teacher(self) -> bool:
