@@ -18,7 +18,6 @@ UNREAD = [
          "include_environment_feedback": True},
         {"use_successful_as_teacher": True},
     ),
-    ("rft", {"num_teacher_generations": 2}, {"rft_source": "both"}),
     ("grpo", {"use_bias_correction_kl": False}, {"beta": 0.1}),
     ("online_dpo", {"reward_scale": 2.0}, {"loss_type": "squared"}),
 ]  # fmt: skip

@@ -40,7 +40,6 @@ class RFTConfig(ImitationConfig, TeacherSamplesConfig):
             raise ValueError(f"num_teacher_generations must be at least 1, got {self.num_teacher_generations}")
         if self.rft_source == "student" and self.teacher != "initial":
             raise ValueError(f"rft_source='student' has no use for teacher={self.teacher!r}: choose teacher or both")
-        self._refuse_unread(num_teacher_generations=(self.learns_from_teacher, "rft_source teacher or both"))
 
     @property
     def teacher_kind(self) -> TeacherKind | None:
