@@ -115,7 +115,10 @@ class Loop(Trainer):
 def unused_parameters(model: nn.Module, pad_id: int) -> list[str]:
     """Names of trainable parameters that the graph of a scoring forward pass does not reach. It is over one token, so
     that experts count as unused unless every token reaches them."""
+    was_training = model.training
+    model.eval()  # no random numbers are used up, and nothing is hidden by activation checkpointing
     scores = score(model, [ScoringGroup((pad_id,), ((pad_id,),))], pad_id=pad_id, entropy=False)
+    model.train(was_training)
     reached, seen, stack = set(), set(), [scores.logprobs_BT.grad_fn]
     while stack:
         node = stack.pop()

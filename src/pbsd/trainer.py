@@ -105,7 +105,6 @@ class MethodTrainer(Loop):
         self.add_callback(_StepHooks(self))
         if engine.teacher is not None:
             engine.teacher.to_student_device()
-        self._search_unused_parameters_only_if_any()
         if isinstance(self.model, PreTrainedModel):
             self.model.add_model_tags(self._tag_names)
 
@@ -116,6 +115,12 @@ class MethodTrainer(Loop):
         except (Exception, KeyboardInterrupt):
             self._rescue()
             raise
+
+    def _wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """transformers has decided by now how DDP is to wrap the model."""
+        model = super()._wrap_model(*args, **kwargs)
+        self._search_unused_parameters_only_if_any()
+        return model
 
     def _search_unused_parameters_only_if_any(self) -> None:
         """DDP walks the graph of every forward pass for parameters without gradient, unless it is told that there are

@@ -40,7 +40,7 @@ def test_options(config, name, value):
         config(use_cpu=True, **{name: value})
 
 
-@pytest.mark.parametrize("flag", ["--fsdp", "--deepspeed=zero3.json"])
+@pytest.mark.parametrize("flag", ["--fsdp=full_shard", "--deepspeed=zero3.json"])
 def test_a_recipe(recipe, flag):
     done = subprocess.run(
         [sys.executable, "-m", "pbsd.cli", "train", str(recipe), flag],
