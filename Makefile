@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup chromium quickstart smollm2 check test
+.PHONY: setup chromium quickstart smollm2 check test test-newest test-lowest
 
 setup: $(VENV)/.installed
 
@@ -33,3 +33,7 @@ check: setup
 
 test: setup chromium
 	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+# The newest versions that pip resolves today, and the lowest that pyproject.toml allows, each in an environment of its own.
+test-newest test-lowest: test-%:
+	PYTHON=$(PYTHON) scripts/test_versions.sh $*

@@ -35,6 +35,7 @@ from pbsd.config import (
     TeacherConfig,
 )
 from pbsd.config.base import ContextRule, as_dict
+from pbsd.config.sharding import check_model
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.lab import checkpoint_path
@@ -42,6 +43,7 @@ from pbsd.methods import make_method, method_name
 from pbsd.render import Renderer
 from pbsd.rollouts import TransformersSampler
 from pbsd.scoring import enable_scoring
+from pbsd.scoring.router import disable_router_jitter
 from pbsd.teacher import Teacher
 from pbsd.trainer import MethodTrainer
 
@@ -94,6 +96,7 @@ class SelfDistillationTrainer(MethodTrainer):
         set_seed(args.seed)
         reward_functions = resolve_rewards(reward_funcs, args)
         student = load_model(model, args)
+        check_model(student)
         tokenizer = load_tokenizer(model, args, processing_class)
         renderer = make_renderer(tokenizer, args, student)
         eos_ids, pad_id = stop_and_pad_ids(student, renderer.chat)
@@ -116,6 +119,7 @@ class SelfDistillationTrainer(MethodTrainer):
             student = _add_adapter(student, peft_config)
         if args.disable_dropout:
             _disable_dropout(student)
+            disable_router_jitter(student)
         if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
             # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
             student.enable_input_require_grads()

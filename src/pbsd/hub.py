@@ -41,14 +41,19 @@ samples and the model's own.
 
 
 def push_model(folder: Path, args: TrainingArguments) -> str:
-    """Upload a model folder, and nothing else of its run, under `hub_model_id` (or the run folder's name).
+    """Upload a model folder, and nothing else of its run, under `hub_model_id` (or the run folder's name), on the
+    branch `hub_revision`.
 
     Returns the repository's id. A run folder also holds samples.jsonl, with the training prompts: it stays here.
     """
     api = HfApi(token=args.hub_token)
     name = args.hub_model_id or Path(args.output_dir or ".").name
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Post-trained with pbsd")
+    if args.hub_revision is not None:
+        api.create_branch(repo_id=repository, branch=args.hub_revision, exist_ok=True)
+    api.upload_folder(
+        repo_id=repository, folder_path=folder, revision=args.hub_revision, commit_message="Post-trained with pbsd"
+    )
     return repository
 
 

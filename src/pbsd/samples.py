@@ -16,6 +16,7 @@ from pbsd.engine import Engine, group_by_prompt
 from pbsd.pairs import SATURATED_MARGIN
 from pbsd.records import Batch, Metrics, Pair, Prompt, Rollout
 from pbsd.scoring import Scores, ScoringGroup, score, score_frozen
+from pbsd.scoring.router import uncounted
 
 Loss = tuple[Tensor, Metrics, list[dict[str, Any]]]
 """What `Method.loss` returns: the sum, metrics, and a record per sample or pair."""
@@ -35,7 +36,8 @@ def score_student(engine: Engine, model: nn.Module, batch: Batch, indices: Seque
 
 def no_loss(engine: Engine, model: nn.Module, batch: Batch) -> Loss:
     """For a batch with nothing to learn from: 0 with a graph, by a forward pass in which every process takes part."""
-    _, scores = score_student(engine, model, batch, [0])
+    with uncounted():
+        _, scores = score_student(engine, model, batch, [0])
     return scores.sequence_logprobs_B.sum() * 0.0, Metrics(), []
 
 

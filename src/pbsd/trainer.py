@@ -7,10 +7,13 @@ global weight; the method's state is in every checkpoint; a failed save costs a 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -29,9 +32,11 @@ from pbsd.diagnostics.alarms import Alarm, AlarmMonitor
 from pbsd.diagnostics.style import StyleGap
 from pbsd.engine import Engine
 from pbsd.hub import MODEL_CARD_TAGS, write_model_card
+from pbsd.loop import Loop, unused_parameters
 from pbsd.methods.method import Method
 from pbsd.products import fast_linears
 from pbsd.records import Batch, Metrics, Prompt
+from pbsd.scoring.router import uncounted
 
 METHOD_STATE = "method_state.pt"
 _TOKENS_OF_MEASUREMENTS = ("tokens/refreshed_teacher", "tokens/handover")
@@ -40,7 +45,7 @@ _TOKENS_OF_MEASUREMENTS = ("tokens/refreshed_teacher", "tokens/handover")
 logger = logging.getLogger(__name__)
 
 
-class MethodTrainer(Trainer):
+class MethodTrainer(Loop):
     """Trains by a `Method`. See `pbsd.PBSDTrainer` for the constructor users call.
 
     Attributes:
@@ -92,6 +97,7 @@ class MethodTrainer(Trainer):
         self.stopped_by: dict[str, Any] | None = None
         self._alarms = AlarmMonitor(args.alarm_thresholds, args.alarm_window)
         self._style_gap = StyleGap()
+        self.balance_experts(engine.student)
         self._metrics = Metrics()
         self._reward_metrics = Metrics()
         self._samples: list[dict[str, Any]] = []
@@ -112,6 +118,24 @@ class MethodTrainer(Trainer):
             self._rescue()
             raise
 
+    def _wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """transformers has decided by now how DDP is to wrap the model."""
+        model = super()._wrap_model(*args, **kwargs)
+        self._search_unused_parameters_only_if_any()
+        return model
+
+    def _search_unused_parameters_only_if_any(self) -> None:
+        """DDP walks the graph of every forward pass for parameters without gradient, unless it is told that there are
+        none. An option that the user has set stays."""
+        handler = getattr(self.accelerator, "ddp_handler", None)
+        asked = self.args.ddp_find_unused_parameters is not None
+        if handler is None or asked or self.accelerator.num_processes == 1 or not handler.find_unused_parameters:
+            return
+        if unused := unused_parameters(self.engine.student, self.engine.pad_id):
+            logger.info("%d parameters get no gradient, e.g. %s: DDP searches for them", len(unused), unused[0])
+        else:
+            handler.find_unused_parameters = False
+
     # One optimisation step
 
     def get_batch_samples(
@@ -123,13 +147,15 @@ class MethodTrainer(Trainer):
         prompts = [prompt for micro_batch in micro_batches for prompt in micro_batch]
         if not prompts:
             return [], torch.zeros((), device=device)
+        self.training_weights()
         self._step_started = time.monotonic()
         self._step_is_whole = True  # the step before: updated, logged and, where due, saved
         self.engine.reward_log.take()  # of an evaluation
         batch, metrics = self.method.collect(prompts, self.state.global_step)
-        self._metrics.merge(metrics)
-        self._reward_metrics.merge(self.engine.reward_log.take())
+        self._keep(metrics)
+        self._keep_reward_metrics(self.engine.reward_log.take())
         generated = batch.sampled_tokens + sum(metrics.counts.get(name, 0) for name in _TOKENS_OF_MEASUREMENTS)
+        self._count_routing(batch)
         totals = torch.tensor([self.method.weight(batch), generated], dtype=torch.float64, device=device)
         weight, tokens = self.accelerator.reduce(totals, reduction="sum")
         self._step_tokens = int(tokens)
@@ -155,18 +181,44 @@ class MethodTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         if isinstance(inputs, _Idle):
-            return self.method.loss(model, inputs.batch.split([1, len(inputs.batch.prompts) - 1])[0])[0] * 0.0
-        loss_sum, metrics, samples = self.method.loss(model, inputs)
+            with uncounted():
+                return self.method.loss(model, inputs.batch.split([1, len(inputs.batch.prompts) - 1])[0])[0] * 0.0
+        with nullcontext() if self.balance is None else self.balance.collecting():
+            loss_sum, metrics, samples = self.method.loss(model, inputs)
         if not torch.isfinite(loss_sum):
             raise ValueError(
                 f"step {self.state.global_step + 1}: the loss is {loss_sum.item()}: weights or scores are no "
                 "longer finite. Lower learning_rate or raise beta, and go on from the last checkpoint"
             )
-        self._metrics.merge(metrics)
-        self._samples += samples
+        self._keep(metrics, samples)
         assert num_items_in_batch is not None, "the weight of the step is set by get_batch_samples"
         # Data-parallel wrappers average gradients over processes; the weight is already the sum over them.
-        return loss_sum * self.accelerator.num_processes / max(float(num_items_in_batch), 1e-12)
+        loss = loss_sum / max(float(num_items_in_batch), 1e-12)
+        return (loss if self.balance is None else loss + self.balance.share) * self.accelerator.num_processes
+
+    def _count_routing(self, batch: Batch) -> None:
+        """Where experts are balanced: run the step's scoring once, to know how it loads them as a whole."""
+        if self.balance is None:
+            return
+        student = self.engine.student.train()
+        with self.balance.counting(), fast_linears(student):
+            for part in self.engine.parts(batch, self.args.train_batch_tokens):
+                self.method.loss(student, part)
+        loss = self.balance.reduce(partial(self.accelerator.reduce, reduction="sum"), self.args.device)
+        if not math.isnan(loss):
+            own = Metrics()
+            own.observe("loss/router_aux", [loss])
+            self._keep(own)
+
+    def _keep(self, metrics: Metrics, samples: Iterable[dict[str, Any]] = ()) -> None:
+        """Until they are logged."""
+        if self.args.logging_strategy != "no":
+            self._metrics.merge(metrics)
+            self._samples += samples
+
+    def _keep_reward_metrics(self, metrics: Metrics) -> None:
+        if self.args.logging_strategy != "no":
+            self._reward_metrics.merge(metrics)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
@@ -253,7 +305,8 @@ class MethodTrainer(Trainer):
         if dataset is None:
             raise ValueError("no eval_dataset: pass held-out rows to the trainer or to evaluate()")
         share = dataset.prompts[self.accelerator.process_index :: self.accelerator.num_processes]
-        return Accuracy.join(gather_object([measure_accuracy(self.engine, share)]))
+        with self.evaluation_weights():
+            return Accuracy.join(gather_object([measure_accuracy(self.engine, share)]))
 
     # Checkpoints
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
+from pbsd.config.sharding import check_environment, check_loading
+from pbsd.config.training_arguments import check_values, needs_metric, refuse_options
 from pbsd.diagnostics.alarms import RULES, resolve_thresholds
 from pbsd.diagnostics.text import check_phrases
 from pbsd.rollouts.sampler import SamplingParams
@@ -62,7 +64,7 @@ class RolloutConfig(TrainingArguments):
     save_strategy: str = option("steps", "When to save a checkpoint: steps, epoch or no.")
     save_steps: float = option(50, "Save a checkpoint every so many steps.")
     save_total_limit: int | None = option(2, "How many checkpoints to keep.")
-    remove_unused_columns: bool = option(False, "Kept False: reward functions read the data set's columns.")
+    remove_unused_columns: bool = option(False, "Only False: reward functions read the data set's columns.")
     lr_scheduler_type: str = option("constant_with_warmup", "Learning-rate schedule.")
 
     model_init_kwargs: dict[str, Any] | str | None = option(
@@ -70,7 +72,9 @@ class RolloutConfig(TrainingArguments):
         "Keyword arguments of from_pretrained (dtype, revision, attn_implementation ...), as JSON on the command line.",
     )
     trust_remote_code: bool = option(False, "Let models and tokenizers from the hub run their own code.")
-    disable_dropout: bool = option(True, "Set every dropout to 0, so that scores are those of the sampled policy.")
+    disable_dropout: bool = option(
+        True, "Set every dropout and router jitter to 0, so that scores are those of the sampled policy."
+    )
 
     max_prompt_length: int | None = option(None, "Longest student prompt. The problem is never cut; see `overlong`.")
     max_teacher_prompt_length: int | None = option(None, "Longest teacher prompt (privileged context included).")
@@ -145,9 +149,13 @@ class RolloutConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        check_environment()
+        refuse_options(self)
+        if needs_metric(self) and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "accuracy", True
         super().__post_init__()
+        check_values(self)
+        check_loading(as_dict(self.model_init_kwargs))
         for name, options in _choices(type(self)).items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}")
@@ -170,12 +178,22 @@ class RolloutConfig(TrainingArguments):
                 f"not {{prompt}}; got {self.teacher_prompt_template!r}"
             )
 
+    def _refuse_unread(self, **readers: tuple[bool, str]) -> None:
+        """Raise ValueError for options that were set and that nothing reads. `readers` has for each whether these
+        options read it, and which would."""
+        defaults = {own.name: own.default for own in fields(self)}
+        for name, (is_read, reader) in readers.items():
+            if not is_read and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} is read with {reader} alone: leave it out")
+
     def _check_alarms(self) -> None:
         resolve_thresholds(as_dict(self.alarms))
         if self.alarm_window < 5:
             raise ValueError(f"alarm_window must be at least 5, got {self.alarm_window}")
         if self.on_alarm == "warn":
             return
+        if self.logging_strategy == "no":
+            raise ValueError("on_alarm='stop' watches what is logged, but logging_strategy='no' logs nothing")
         if self.save_strategy == "no":
             raise ValueError("on_alarm='stop' keeps the last healthy checkpoint, but save_strategy='no' saves none")
         if self.save_total_limit is None:
@@ -309,8 +327,11 @@ class TeacherConfig(RolloutConfig):
             raise ValueError(
                 "teacher_refresh_measure is read with teacher_refresh_margin alone: set it, or leave both out"
             )
-        if self.teacher_refresh_blend != 1 and self.teacher != "refreshed":
-            raise ValueError("teacher_refresh_blend is read with teacher='refreshed' alone: leave it out")
+        self._refuse_unread(
+            ema_decay=(self.teacher == "ema", "teacher='ema'"),
+            teacher_refresh_steps=(self.teacher == "refreshed", "teacher='refreshed'"),
+            teacher_refresh_blend=(self.teacher == "refreshed", "teacher='refreshed'"),
+        )
         moves_unasked = self.teacher in ("live", "ema") or (
             self.teacher == "refreshed" and self.teacher_refresh_margin is None
         )
@@ -364,6 +385,7 @@ class TeacherSamplesConfig(TeacherConfig):
             raise ValueError(
                 f"leakage_guard={self.leakage_guard!r} looks at the teacher's samples, and none are drawn: leave it out"
             )
+        self._refuse_unread(leakage_weight=(self.leakage_guard == "downweight", "leakage_guard='downweight'"))
 
     @property
     def learns_from_teacher(self) -> bool:

@@ -49,8 +49,8 @@ class DistillationConfig(TeacherConfig):
             raise ValueError("distillation_mode='topk_logits' needs distillation_topk: how many tokens to keep")
         if self.distillation_topk is not None and self.distillation_topk < 1:
             raise ValueError(f"distillation_topk must be at least 1, got {self.distillation_topk}")
-        if self.distillation_add_tail and self.distillation_mode != "topk_logits":
-            raise ValueError("distillation_add_tail is for distillation_mode='topk_logits'")
+        is_topk = self.distillation_mode == "topk_logits"
+        self._refuse_unread(distillation_add_tail=(is_topk, "distillation_mode='topk_logits'"))
         if self.distillation_entry_clip is not None and self.distillation_entry_clip <= 0:
             raise ValueError(f"distillation_entry_clip must be positive or null, got {self.distillation_entry_clip}")
         if self.distillation_mode == "sampled_token":
@@ -153,6 +153,13 @@ class SDPOConfig(DistillationConfig):
             )
         if self.num_generations < 2 and self.dont_reprompt_on_self_success and not self.include_environment_feedback:
             raise ValueError("SDPO needs siblings: set num_generations to at least 2, or include_environment_feedback")
+        shows_siblings = (self.use_successful_as_teacher, "use_successful_as_teacher")
+        shows_feedback = (self.include_environment_feedback, "include_environment_feedback")
+        self._refuse_unread(
+            dont_reprompt_on_self_success=shows_siblings,
+            remove_thinking_from_demonstration=shows_siblings,
+            feedback_column=shows_feedback,
+        )
 
     @property
     def reads_context(self) -> bool:

@@ -149,6 +149,7 @@ class PBSDConfig(TeacherSamplesConfig):
             )
 
         self._check_unread()
+        self._refuse_unread(keep_ties=(self.pair_policy == "oriented", "pair_policy='oriented'"))
         weighs_own = self.imitation_prompts == "failing" and self.imitation_from == "union"
         if weighs_own and self.may_use("imitation") and self.first_generations < 2:
             warnings.warn(

@@ -55,6 +55,7 @@ class GRPOConfig(RolloutConfig):
                 "GRPO's gradient is that of samples of the policy itself: it needs temperature=1, top_p=1, top_k=0, no "
                 "min_p and no generation_kwargs"
             )
+        self._refuse_unread(use_bias_correction_kl=(self.beta > 0, "beta above 0"))
 
     @property
     def teacher_kind(self) -> TeacherKind | None:
@@ -92,6 +93,7 @@ class OnlineDPOConfig(RolloutConfig):
             raise ValueError(f"a pair needs two completions: num_generations is {self.num_generations}, raise it to 2")
         if not (0 < self.beta < math.inf and math.isfinite(self.reward_scale)):
             raise ValueError(f"beta must be positive and reward_scale finite, got {self.beta} and {self.reward_scale}")
+        self._refuse_unread(reward_scale=(self.loss_type != "logistic", "loss_type bradley_terry or squared"))
 
     @property
     def teacher_kind(self) -> TeacherKind | None:

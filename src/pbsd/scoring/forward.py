@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pbsd.logprobs import CHUNK_LOGITS, LogitHead, chunked_logprobs, map_logits, token_entropy, token_logprobs
 from pbsd.scoring.layout import Layout, ScoringGroup, make_layout, singles
 from pbsd.scoring.prefix_attention import PrefixMask, blocks_available
+from pbsd.scoring.router import active_balance
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,12 @@ def _scoring_forward(lm: Any, request: ScoringRequest) -> TokenScores:
     inputs: dict[str, Any] = {"input_ids": layout.ids_RL, "use_cache": False}
     if request.packed:
         inputs |= {"position_ids": layout.positions_RL, "attention_mask": _attention_mask(lm, layout, request.packed)}
-    hidden_RLD = lm.base_model(**inputs).last_hidden_state
+    if (balance := active_balance()) is not None:
+        inputs["output_router_logits"] = True
+    outputs = lm.base_model(**inputs)
+    if balance is not None:
+        balance.observe(outputs.router_logits, layout)
+    hidden_RLD = outputs.last_hidden_state
     hidden_MD = hidden_RLD.flatten(0, 1)[layout.source_M]
     if request.hidden_only:
         empty = hidden_MD.new_empty(0)
