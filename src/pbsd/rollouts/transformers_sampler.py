@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pbsd.records import Ids
-from pbsd.rollouts.decode import decode, prefill, prefill_chunks
+from pbsd.rollouts.decode import cache_argument, decode, prefill, prefill_chunks
 from pbsd.rollouts.draw import Draw
 from pbsd.rollouts.generate import generate
 from pbsd.rollouts.packed_linear import packed_linears
@@ -187,8 +187,10 @@ def _needs_generate(model: Any, base: Any) -> str | None:
         return "it has an encoder"
     if not base._supports_attention_backend:
         return "its attention cannot be replaced"
-    if missing := {"position_ids", "past_key_values", "logits_to_keep"} - parameters.keys():
+    if missing := {"position_ids", "logits_to_keep"} - parameters.keys():
         return f"its forward takes no {', '.join(sorted(missing))}"
+    if cache_argument(model) is None:
+        return "its forward takes no key-value cache"
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=base.config).layers):
         return "its cache is not plain attention states"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
