@@ -6,7 +6,8 @@
     peak      static + max(scoring, sampling)
 
 Static terms count bytes: of all parameters; of the trainable ones for their gradients; twice that for AdamW's moments;
-once more for a teacher that keeps a copy, or an external teacher as large as the student; and as much as the gradients
+once more for a teacher that keeps a copy, and 4 bytes more for each of its numbers where it is an average or a blend of
+weights in half precision (`pbsd.teacher`), or an external teacher as large as the student; and as much as the gradients
 for the buffers in which data-parallel processes exchange them.
 
 A pass is over t tokens: a micro-batch's prompts, each packed with all its completions, up to `train_batch_tokens` (but
@@ -148,13 +149,21 @@ def estimate(
         weights=weights,
         gradients=trainable,
         optimizer=2 * trainable,
-        teacher=weights if args.teacher_kind == "external" else trainable * copies,
+        teacher=weights if args.teacher_kind == "external" else trainable * copies + _averages(args, parameters),
         communication=trainable * data_parallel,
         activations=_activations(model, args, number, rank, dense_mask) + _half_copies(parameters, number),
         logits=4 * 4 * CHUNK_LOGITS + (0 if frozen_head else 4 * config.vocab_size * config.hidden_size),
         kv_cache=_kv_cache(config, args, number),
         sampling_logits=3 * 4 * args.generation_batch_size * config.vocab_size,
     )
+
+
+def _averages(args: RolloutConfig, parameters: Sequence[torch.Tensor]) -> int:
+    """The float32 values behind a teacher in half precision that moves in small steps."""
+    blends = args.teacher_kind == "refreshed" and getattr(args, "teacher_refresh_blend", 1.0) < 1
+    if args.teacher_kind != "ema" and not blends:
+        return 0
+    return sum(4 * p.numel() for p in parameters if p.requires_grad and p.element_size() < 4)
 
 
 def _half_copies(parameters: Sequence[torch.Tensor], number: int) -> int:
