@@ -32,16 +32,18 @@ above. Full-vocabulary divergences (OPSD, `direct_coef`) need some hundred MiB m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
 
-from pbsd.api import model_folder
+from pbsd.adapters import adapter_config
 from pbsd.config import RolloutConfig
 from pbsd.config.base import as_dict
+from pbsd.loading import model_folder
 from pbsd.logprobs import CHUNK_LOGITS
 
 
@@ -99,9 +101,12 @@ def gib(amount: int) -> str:
 
 
 def model_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a known model, or that of a folder or the hub. Raises ValueError when it cannot be had."""
+    """The configuration of a known model, or that of a folder or the hub, of an adapter its base's. Raises ValueError
+    when it cannot be had."""
     if name in KNOWN_SHAPES:
         return KNOWN_SHAPES[name]
+    if (adapter := adapter_config(model_folder(name))) is not None:
+        return model_config(adapter.base_model_name_or_path, trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
     except OSError as error:
@@ -118,7 +123,7 @@ def empty_model(config: PreTrainedConfig, args: RolloutConfig, peft_config: Any 
             return model
         from peft import get_peft_model
 
-        return get_peft_model(model, peft_config)
+        return get_peft_model(model, replace(copy.deepcopy(peft_config), inference_mode=False))
 
 
 def estimate(

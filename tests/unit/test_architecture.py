@@ -16,7 +16,8 @@ LAYERS = [
     "config", "rewards",
     "lab", "render", "benchmarks",
     "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub", "trainer",
-    "api", "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
+    "adapters", "stacking", "loading", "model_checks", "api",
+    "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
     "memory", "inspect_recipe", "show_options", "weightless", "report", "cli",
 ]  # fmt: skip
 

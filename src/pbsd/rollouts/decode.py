@@ -35,8 +35,8 @@ def prefill_chunks(prompts: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
 
 
 def cache_argument(model: Any) -> str | None:
-    """The name of the argument by which the model's forward takes its key-value cache, found by its type, as versions of
-    transformers call it `past_key_values` or `cache`; None if it takes none."""
+    """The name of the argument by which the model's forward takes its key-value cache, found by its type, as versions
+    of transformers call it `past_key_values` or `cache`; None if it takes none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(type(base).forward).parameters
     typed = [name for name, parameter in parameters.items() if _is_cache(parameter.annotation)]
