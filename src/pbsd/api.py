@@ -36,7 +36,15 @@ from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.loading import load_model, model_folder, prepare_adapter, tokenizer_folder
 from pbsd.methods import make_method, method_name
-from pbsd.model_checks import disable_dropout
+from pbsd.model_checks import (
+    Windows,
+    check_completion_fits,
+    check_distributions,
+    check_ids,
+    check_mass,
+    fixed_forward,
+    warn_of_lost_steps,
+)
 from pbsd.render import Renderer
 from pbsd.rollouts import TransformersSampler
 from pbsd.scoring import enable_scoring
@@ -93,37 +101,52 @@ class SelfDistillationTrainer(MethodTrainer):
         student = load_model(model, args)
         tokenizer = load_tokenizer(model, args, processing_class)
         eos_ids, pad_id = stop_and_pad_ids(student, tokenizer)
-        renderer = make_renderer(tokenizer, args)
-        required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
-
-        def prepare_rows(rows: Any, renderer: Renderer = renderer, context: ContextRule | None = None) -> PromptDataset:
-            drop = args.overlong == "drop"
-            return PromptDataset.from_rows(
-                rows, renderer, required=required, drop_overlong=drop, context=context or ContextRule(), seed=args.seed
-            )
-
-        train_renderer = make_renderer(tokenizer, args, training=True)
-        train_prompts = (
-            None if train_dataset is None else prepare_rows(train_dataset, train_renderer, args.context_rule)
-        )
-        eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
+        barred_ids = check_ids(student, tokenizer, eos_ids, pad_id)
+        check_completion_fits(student, args)
         came_with_adapter = is_peft_model(student)
         student = prepare_adapter(student, peft_config)
-        if args.disable_dropout:
-            disable_dropout(student)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
+        fixed_forward(student, args)
+        warn_of_lost_steps(student, args)
         if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
             # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
             student.enable_input_require_grads()
-        if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
         enable_scoring(student)
+        check_distributions(student, args)
+        teacher = make_teacher(student, args, tokenizer, None if came_with_adapter else peft_config)
+
+        windows = Windows.of(args, student, teacher.external if teacher is not None else None)
+        renderer = windows.limit(make_renderer(tokenizer, args))
+        required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
+
+        def prepare_rows(rows: Any, renderer: Renderer | None = None) -> PromptDataset:
+            """Held-out rows, or with the training renderer those that are trained on."""
+            dataset = PromptDataset.from_rows(
+                rows,
+                renderer or make_renderer(tokenizer, args),
+                required=required,
+                drop_overlong=args.overlong == "drop",
+                context=args.context_rule if renderer else ContextRule(),
+                seed=args.seed,
+            )
+            return windows.fit(dataset, args, training=renderer is not None)
+
+        train_prompts = None
+        if train_dataset is not None:
+            train_prompts = prepare_rows(train_dataset, make_renderer(tokenizer, args, training=True))
+            check_mass(student, barred_ids, train_prompts.prompts)
+        eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
         engine = Engine(
             student=student,
-            teacher=make_teacher(student, args, tokenizer, None if came_with_adapter else peft_config),
+            teacher=teacher,
             tokenizer=tokenizer,
             renderer=renderer,
             sampler=TransformersSampler(
-                eos_token_ids=eos_ids, pad_token_id=pad_id, max_batch_size=args.generation_batch_size
+                eos_token_ids=eos_ids,
+                pad_token_id=pad_id,
+                max_batch_size=args.generation_batch_size,
+                barred_ids=barred_ids,
             ),
             reward_funcs=reward_functions,
             args=args,
