@@ -207,7 +207,7 @@ def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any
     name = model if isinstance(model, str) else model.config._name_or_path
     if not name:
         raise ValueError("the model does not say where its tokenizer lies: pass processing_class=tokenizer")
-    folder = tokenizer_folder(model_folder(name), args)
+    folder = tokenizer_folder(model_folder(name))
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from types import MethodType
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
 
 from pbsd.adapters import (
     ADAPTER_CONFIG,
@@ -22,6 +23,7 @@ from pbsd.adapters import (
     check_base_is_what_it_is_called,
     describe,
     fingerprints,
+    has_adapter,
     is_peft_model,
     load_adapter,
     only_active,
@@ -75,13 +77,15 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
     return load_adapter(folder, config, whole, revision=revision)
 
 
-def tokenizer_folder(name: str, args: RolloutConfig) -> str:
+def tokenizer_folder(name: str) -> str:
     """Where the tokenizer of a model lies: an adapter may have none of its own, and uses its base's."""
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
-        config = adapter_config(name)
-        if config is not None:
-            return model_folder(config.base_model_name_or_path)
-    return name
+    if not has_adapter(name) or any(_has_file(name, file) for file in _TOKENIZER_FILES):
+        return name
+    return model_folder(adapter_config(name).base_model_name_or_path)
+
+
+def _has_file(name: str, file: str) -> bool:
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def prepare_adapter(model: Any, peft_config: Any) -> Any:

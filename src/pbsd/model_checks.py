@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedTokenizerBase
 
-from pbsd.config import RolloutConfig
+from pbsd.config import RolloutConfig, TeacherConfig
 from pbsd.data import PromptDataset
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer
@@ -351,7 +351,7 @@ class Windows:
     def _excess(self, prompt: Prompt, args: RolloutConfig, training: bool) -> str:
         completion = self.student_completion if training else self.completion
         roles = [("student", self.student, len(prompt.student_ids), completion)]
-        if training and args.teacher_kind is not None:
+        if training and isinstance(args, TeacherConfig):
             roles.append(("teacher", self.teacher, len(prompt.teacher_ids), self.completion))
         for role, window, length, more in roles:
             if window is not None and length + more > window:

@@ -140,13 +140,18 @@ def test_a_stacked_adapters_folder_is_a_start_again(base, sft, make_trainer, tmp
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
 
 
-@pytest.mark.parametrize("training", CONFIGS)
-def test_a_resumed_run_is_the_same_bit_for_bit(base, sft, make_trainer, tmp_path, training):
+@pytest.mark.parametrize(
+    ("way", "training"),
+    [*(("name", training) for training in CONFIGS), ("object of another name", "continued")],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(base, sft, make_trainer, tmp_path, way, training):
     """Killed after its second step of four; also a checkpoint's folder loads by plain PEFT to the student's logits."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "teacher": "ema"}
     finals = []
     for name in ("whole", "killed"):
-        trainer = make_trainer(model=sft[0], peft_config=CONFIGS[training], output_dir=str(tmp_path / name), **options)
+        trainer = make_trainer(
+            model=WAYS[way](sft[0], base), peft_config=CONFIGS[training], output_dir=str(tmp_path / name), **options
+        )
         if name == "killed":
             shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "killed" / "checkpoint-2")
             trainer.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-2"))
@@ -186,6 +191,18 @@ def test_by_recipe_and_evaluated(base, recipe, sft, tmp_path, capsys):
     (tmp_path / "test.jsonl").write_text(rows)
     evaluated = ["--benchmark", "gsm8k", "--local", str(tmp_path / "test.jsonl"), "--n", "2"]
     assert main(["evaluate", str(tmp_path / "stacked" / "model"), *evaluated, "--max_completion_length", "5"]) == 0
+
+
+def test_a_stacked_run_is_resumed_by_its_command(recipe, sft, tmp_path):
+    """Stopped after its second step of three, it ends with the same file as one left alone."""
+    flags = ["--model_name_or_path", sft[0], "--use_peft", "true", "--save_steps", "1"]
+    (tmp_path / "one.yaml").write_text(recipe.read_text() + "\ndataset_test_split: null\n")
+    for folder, steps in (("whole", ["3"]), ("parts", ["2", "3"])):
+        for round, limit in enumerate(steps):
+            run = ["--output_dir", str(tmp_path / folder), "--max_steps", limit, *(["--resume"] if round else [])]
+            assert main(["train", str(tmp_path / "one.yaml"), *run, *flags]) == 0
+    files = [tmp_path / folder / "model" / "adapter_model.safetensors" for folder in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_tokenizer_in_the_adapters_folder_comes_first(base, sft, tokenizer, tmp_path, config):

@@ -70,7 +70,11 @@ class RolloutConfig(TrainingArguments):
         "Keyword arguments of from_pretrained (dtype, revision, attn_implementation ...), as JSON on the command line.",
     )
     trust_remote_code: bool = option(False, "Let models and tokenizers from the hub run their own code.")
-    disable_dropout: bool = option(True, "Set every dropout to 0, so that scores are those of the sampled policy.")
+    disable_dropout: bool = option(
+        True,
+        "Switch off dropout, layer drop and router jitter, so that scores are those of the sampled policy; a model "
+        "that is still random is refused.",
+    )
 
     max_prompt_length: int | None = option(None, "Longest student prompt. The problem is never cut; see `overlong`.")
     max_teacher_prompt_length: int | None = option(None, "Longest teacher prompt (privileged context included).")
