@@ -217,7 +217,7 @@ def check_ids(
     Raises ValueError where the tokenizer gives ids that the embedding does not have.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    head = model.get_output_embeddings()
+    head = getattr(model.get_output_embeddings(), "weight", None)
     names = {id_: token for token, id_ in tokenizer.get_vocab().items()}
     if beyond := sorted(id_ for id_ in names if id_ >= rows):
         shown = ", ".join(f"{names[id_]!r} ({id_})" for id_ in beyond[:3])
@@ -238,7 +238,7 @@ def check_ids(
             f"every stop token ({', '.join(map(str, stop_ids))}) lies beyond the model's {rows} embeddings, so no "
             "completion would end: set tokenizer.eos_token or model.generation_config.eos_token_id"
         )
-    width = rows if head is None else max(rows, head.weight.shape[0])
+    width = rows if head is None else max(rows, head.shape[0])
     return tuple(id_ for id_ in range(width) if (id_ not in names and id_ not in stop_ids) or id_ >= rows)
 
 
