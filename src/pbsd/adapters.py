@@ -138,6 +138,7 @@ def only_active(model: Any) -> str:
 def write_adapter(
     folder: Any, state: Mapping[str, Tensor], config: Any, *, is_main_process: bool = True, **_: Any
 ) -> None:
+    """A folder that PEFT loads as an adapter. Other options of PEFT's `save_pretrained` do not bear on it."""
     if not is_main_process:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)

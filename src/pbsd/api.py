@@ -104,7 +104,7 @@ class SelfDistillationTrainer(MethodTrainer):
         barred_ids = check_ids(student, tokenizer, eos_ids, pad_id)
         check_completion_fits(student, args)
         came_with_adapter = is_peft_model(student)
-        student = prepare_adapter(student, peft_config)
+        student = prepare_adapter(student, peft_config, as_dict(args.model_init_kwargs).get("revision"))
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
         fixed_forward(student, args)

@@ -88,9 +88,9 @@ def _has_file(name: str, file: str) -> bool:
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
 
 
-def prepare_adapter(model: Any, peft_config: Any) -> Any:
+def prepare_adapter(model: Any, peft_config: Any, revision: str | None = None) -> Any:
     """The model whose adapter is trained: its own, a new one on a whole model, or a new one on top of its own. Says in
-    the log which, where the model came with one.
+    the log which, where the model came with one. `revision`: of a whole model; it is saved with a new adapter.
 
     Raises ValueError for adapters that cannot be trained so that what is saved loads to the same logits.
     """
@@ -105,16 +105,16 @@ def prepare_adapter(model: Any, peft_config: Any) -> Any:
     if is_peft_model(model):
         model = _continued(model) if peft_config is None else stacked(model, peft_config)
     elif peft_config is not None:
-        model = _new(model, copy.deepcopy(peft_config))
+        model = _new(model, copy.deepcopy(peft_config), revision)
     if is_peft_model(model):
         check_all_is_saved(model)
     return model
 
 
-def _new(model: Any, peft_config: Any) -> Any:
+def _new(model: Any, peft_config: Any, revision: str | None) -> Any:
     check_base_is_what_it_is_called(model)
     probe = fingerprints(model)
-    adapted = peft_package().get_peft_model(model, peft_config)
+    adapted = peft_package().get_peft_model(model, peft_config, revision=revision)
     check_base_is_unchanged(adapted, probe, peft_config)
     return adapted
 

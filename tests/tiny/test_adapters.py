@@ -329,6 +329,11 @@ def test_an_external_teacher_may_be_an_adapter(base, sft, tokenizer, make_traine
     trainer.train()
 
 
+def test_the_bases_revision_is_saved_with_a_new_adapter(base, make_trainer):
+    trainer = make_trainer(model=base, model_init_kwargs={"revision": "v2"}, peft_config=lora())
+    assert trainer.model.peft_config["default"].revision == "v2"
+
+
 def test_the_callers_peft_config_is_left_alone(base, make_trainer):
     config = lora()
     for _ in range(2):
