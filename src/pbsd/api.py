@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +19,7 @@ from transformers import (
 )
 
 from pbsd import rewards
+from pbsd.adapters import is_peft_model, starts_as_identity
 from pbsd.chat import ChatTemplate
 from pbsd.config import (
     GRPOConfig,
@@ -38,16 +37,22 @@ from pbsd.config.base import ContextRule, as_dict
 from pbsd.config.sharding import check_model
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
-from pbsd.lab import checkpoint_path
+from pbsd.loading import load_model, model_folder, prepare_adapter, tokenizer_folder
 from pbsd.methods import make_method, method_name
+from pbsd.model_checks import (
+    Windows,
+    check_completion_fits,
+    check_distributions,
+    check_ids,
+    check_mass,
+    fixed_forward,
+    warn_of_lost_steps,
+)
 from pbsd.render import Renderer
 from pbsd.rollouts import TransformersSampler
 from pbsd.scoring import enable_scoring
-from pbsd.scoring.router import disable_router_jitter
 from pbsd.teacher import Teacher
 from pbsd.trainer import MethodTrainer
-
-LAB_PREFIX = "lab/"
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +62,7 @@ class SelfDistillationTrainer(MethodTrainer):
 
     Args:
         model: a name on the hub, a folder, a base of the laboratory (`lab/arithmetic-0.2m` is packaged), or a
-            loaded model.
+            loaded model. Any of them may be a PEFT adapter: then the teacher starts as its base with the adapter.
         args: the options, which choose the method: `PBSDConfig()`, `OPSDConfig()` and so on.
         train_dataset: rows with `prompt` (text or chat messages), `privileged_context` (text, messages or null) and the
             columns the reward functions read; a `datasets.Dataset` or a list of dicts.
@@ -65,7 +70,8 @@ class SelfDistillationTrainer(MethodTrainer):
         reward_funcs: one or several of: a function of TRL's signature, a built-in's name (`math`, `tool_call`,
             `format`), `"package.module:function"`, or a mapping with a built-in's options.
         processing_class: the tokenizer; defaults to the model's own.
-        peft_config: train an adapter of this configuration instead of all weights.
+        peft_config: train an adapter of this configuration instead of all weights; on top of the model's own adapter,
+            if it has one, which without `peft_config` is trained on.
 
     Raises:
         ValueError: options, rows, rewards or tokenizers that do not fit together, before any training.
@@ -98,41 +104,53 @@ class SelfDistillationTrainer(MethodTrainer):
         student = load_model(model, args)
         check_model(student)
         tokenizer = load_tokenizer(model, args, processing_class)
-        renderer = make_renderer(tokenizer, args, student)
-        eos_ids, pad_id = stop_and_pad_ids(student, renderer.chat)
+        eos_ids, pad_id = stop_and_pad_ids(student, make_renderer(tokenizer, args).chat)
+        barred_ids = check_ids(student, tokenizer, eos_ids, pad_id)
+        check_completion_fits(student, args)
+        came_with_adapter = is_peft_model(student)
+        student = prepare_adapter(student, peft_config, as_dict(args.model_init_kwargs).get("revision"))
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
+        fixed_forward(student, args)
+        warn_of_lost_steps(student, args)
+        if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
+            # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
+            student.enable_input_require_grads()
+        enable_scoring(student)
+        check_distributions(student, args)
+        teacher = make_teacher(student, args, tokenizer, None if came_with_adapter else peft_config)
+
+        windows = Windows.of(args, student, teacher.external if teacher is not None else None)
+        renderer = make_renderer(tokenizer, args, windows)
         required = sorted(set().union(*(rewards.required_columns(function) for function in reward_functions)))
 
         def prepare_rows(rows: Any, *, training: bool = False) -> PromptDataset:
-            return PromptDataset.from_rows(
+            dataset = PromptDataset.from_rows(
                 rows,
-                make_renderer(tokenizer, args, student, training=True) if training else renderer,
+                make_renderer(tokenizer, args, windows, training=True) if training else renderer,
                 required=required,
                 drop_overlong=args.overlong == "drop",
                 context=args.context_rule if training else ContextRule(),
                 seed=args.seed,
                 needs_context=training and args.reads_context,
             )
+            return windows.fit(dataset, args, training=training)
 
-        train_prompts = None if train_dataset is None else prepare_rows(train_dataset, training=True)
+        train_prompts = None
+        if train_dataset is not None:
+            train_prompts = prepare_rows(train_dataset, training=True)
+            check_mass(student, barred_ids, train_prompts.prompts)
         eval_prompts = None if eval_dataset is None else prepare_rows(eval_dataset)
-        if peft_config is not None:
-            student = _add_adapter(student, peft_config)
-        if args.disable_dropout:
-            _disable_dropout(student)
-            disable_router_jitter(student)
-        if getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing:
-            # Without it a frozen embedding gives a checkpointed block no input that asks for gradient.
-            student.enable_input_require_grads()
-        if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise ValueError("the model has no trainable parameter: load its adapter with is_trainable=True")
-        enable_scoring(student)
         engine = Engine(
             student=student,
-            teacher=make_teacher(student, args, tokenizer, peft_config),
+            teacher=teacher,
             tokenizer=tokenizer,
-            renderer=renderer,
+            renderer=windows.limit(renderer),
             sampler=TransformersSampler(
-                eos_token_ids=eos_ids, pad_token_id=pad_id, max_batch_size=args.generation_batch_size
+                eos_token_ids=eos_ids,
+                pad_token_id=pad_id,
+                max_batch_size=args.generation_batch_size,
+                barred_ids=barred_ids,
             ),
             reward_funcs=reward_functions,
             args=args,
@@ -184,28 +202,6 @@ class SFTTrainer(SelfDistillationTrainer):
     config_class = SFTConfig
 
 
-def model_folder(name: str) -> str:
-    """The folder of a lab base model, packaged or built, for `lab/...`; any other name as it is."""
-    if name.startswith(LAB_PREFIX) and not Path(name).exists():
-        return str(checkpoint_path(name.removeprefix(LAB_PREFIX)))
-    return name
-
-
-def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
-    """The model by name or folder (float32 unless `model_init_kwargs` says otherwise), or the given one."""
-    if not isinstance(model, str):
-        if args.model_init_kwargs:
-            raise ValueError("model_init_kwargs are for a model given by name; this one is loaded already: drop them")
-        return model
-    options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **as_dict(args.model_init_kwargs)}
-    if "torch_dtype" in options:
-        options["dtype"] = options.pop("torch_dtype")
-    try:
-        return AutoModelForCausalLM.from_pretrained(model_folder(model), **options)
-    except OSError as error:
-        raise ValueError(f"model {model!r} could not be loaded: {error}") from error
-
-
 def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any = None) -> PreTrainedTokenizerBase:
     """The given tokenizer (of a processor, its own), or the model's."""
     if isinstance(given, ProcessorMixin):
@@ -219,10 +215,11 @@ def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any
     name = model if isinstance(model, str) else model.config._name_or_path
     if not name:
         raise ValueError("the model does not say where its tokenizer lies: pass processing_class=tokenizer")
+    folder = tokenizer_folder(model_folder(name))
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=args.trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {name!r} ({error}): pass processing_class") from error
+        raise ValueError(f"no tokenizer could be loaded from {folder!r} ({error}): pass processing_class") from error
 
 
 def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable[..., Any]]:
@@ -246,11 +243,10 @@ def resolve_rewards(reward_funcs: Any, args: RolloutConfig) -> Sequence[Callable
 
 
 def make_renderer(
-    tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, model: Any = None, *, training: bool = False
+    tokenizer: PreTrainedTokenizerBase, args: RolloutConfig, windows: Windows | None = None, *, training: bool = False
 ) -> Renderer:
-    """The options' renderer, with the model's window; for training rows it also renders the completion they hold, where
-    the method learns it."""
-    window = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The options' renderer; for training rows it also renders the completion they hold, where the method learns it.
+    With the models' `windows` it refuses longer texts before it reads them."""
     return Renderer(
         tokenizer=tokenizer,
         teacher_prompt_template=args.teacher_prompt_template,
@@ -260,7 +256,7 @@ def make_renderer(
         tools_template=args.tools_template,
         max_prompt_length=args.max_prompt_length,
         max_teacher_prompt_length=args.max_teacher_prompt_length,
-        window=None if window is None else max(0, window - args.max_completion_length),
+        positions=None if windows is None else windows.longest,
         max_reference_length=args.max_reference_length if training else None,
     )
 
@@ -302,13 +298,11 @@ def stop_and_pad_ids(model: Any, chat: ChatTemplate) -> tuple[list[int], int]:
 def make_teacher(
     student: nn.Module, args: RolloutConfig, tokenizer: PreTrainedTokenizerBase, peft_config: Any = None
 ) -> Teacher | None:
-    """The teacher that the options ask for, or the reference (the initial weights), or neither."""
+    """The teacher that the options ask for, or the reference (the initial weights), or neither. `peft_config`: of an
+    adapter that was made on a whole model."""
     if args.teacher_kind is None:
         return None
-    # Trained biases would stay when the adapter is switched off.
-    adapter_is_new = (
-        getattr(peft_config, "init_lora_weights", False) is True and getattr(peft_config, "bias", "none") == "none"
-    )
+    adapter_is_new = starts_as_identity(peft_config)
     if not isinstance(args, TeacherConfig):
         return Teacher(args.teacher_kind, student, adapter_is_new=adapter_is_new)
     return Teacher(
@@ -351,23 +345,3 @@ def load_external_teacher(args: TeacherConfig, tokenizer: PreTrainedTokenizerBas
     if teacher_ids > student_ids:
         teacher.resize_token_embeddings(student_ids)
     return teacher
-
-
-def _add_adapter(model: Any, peft_config: Any) -> Any:
-    try:
-        from peft import PeftConfig, PeftModel, get_peft_model
-    except ImportError as error:
-        raise ImportError("peft_config needs the peft package: pip install 'pbsd[peft]'") from error
-    if not isinstance(peft_config, PeftConfig):
-        raise ValueError(f"peft_config must be a peft.PeftConfig, got {type(peft_config).__name__}")
-    if isinstance(model, PeftModel):
-        raise ValueError("the model has a PEFT adapter already: pass it without peft_config, or the base model with it")
-    return get_peft_model(model, peft_config)
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 (modules have no such declared attribute)

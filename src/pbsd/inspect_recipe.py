@@ -17,18 +17,11 @@ from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
 from pbsd import rewards
-from pbsd.api import (
-    SelfDistillationTrainer,
-    load_model,
-    load_tokenizer,
-    make_renderer,
-    model_folder,
-    resolve_rewards,
-    stop_and_pad_ids,
-)
+from pbsd.api import SelfDistillationTrainer, load_tokenizer, make_renderer, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.config.base import ContextRule
 from pbsd.data import PromptDataset, as_written, shown_contexts
+from pbsd.loading import load_model, model_folder
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
 from pbsd.records import Prompt

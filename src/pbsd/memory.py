@@ -6,7 +6,8 @@
     peak      static + max(scoring, sampling)
 
 Static terms count bytes: of all parameters; of the trainable ones for their gradients; twice that for AdamW's moments;
-once more for a teacher that keeps a copy, or an external teacher as large as the student; and as much as the gradients
+once more for a teacher that keeps a copy, and 4 bytes more for each of its numbers where it is an average or a blend of
+weights in half precision (`pbsd.teacher`), or an external teacher as large as the student; and as much as the gradients
 for the buffers in which data-parallel processes exchange them.
 
 A pass is over t tokens: a micro-batch's prompts, each packed with all its completions, up to `train_batch_tokens` (but
@@ -31,16 +32,18 @@ above. Full-vocabulary divergences (OPSD, `direct_coef`) need some hundred MiB m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
 
-from pbsd.api import model_folder
+from pbsd.adapters import adapter_config
 from pbsd.config import RolloutConfig
 from pbsd.config.base import as_dict
+from pbsd.loading import model_folder
 from pbsd.logprobs import CHUNK_LOGITS
 
 
@@ -98,9 +101,12 @@ def gib(amount: int) -> str:
 
 
 def model_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a known model, or that of a folder or the hub. Raises ValueError when it cannot be had."""
+    """The configuration of a known model, or that of a folder or the hub, of an adapter its base's. Raises ValueError
+    when it cannot be had."""
     if name in KNOWN_SHAPES:
         return KNOWN_SHAPES[name]
+    if (adapter := adapter_config(model_folder(name))) is not None:
+        return model_config(adapter.base_model_name_or_path, trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
     except OSError as error:
@@ -117,7 +123,7 @@ def empty_model(config: PreTrainedConfig, args: RolloutConfig, peft_config: Any 
             return model
         from peft import get_peft_model
 
-        return get_peft_model(model, peft_config)
+        return get_peft_model(model, replace(copy.deepcopy(peft_config), inference_mode=False))
 
 
 def estimate(
@@ -148,13 +154,21 @@ def estimate(
         weights=weights,
         gradients=trainable,
         optimizer=2 * trainable,
-        teacher=weights if args.teacher_kind == "external" else trainable * copies,
+        teacher=weights if args.teacher_kind == "external" else trainable * copies + _averages(args, parameters),
         communication=trainable * data_parallel,
         activations=_activations(model, args, number, rank, dense_mask) + _half_copies(parameters, number),
         logits=4 * 4 * CHUNK_LOGITS + (0 if frozen_head else 4 * config.vocab_size * config.hidden_size),
         kv_cache=_kv_cache(config, args, number),
         sampling_logits=3 * 4 * args.generation_batch_size * config.vocab_size,
     )
+
+
+def _averages(args: RolloutConfig, parameters: Sequence[torch.Tensor]) -> int:
+    """The float32 values behind a teacher in half precision that moves in small steps."""
+    blends = args.teacher_kind == "refreshed" and getattr(args, "teacher_refresh_blend", 1.0) < 1
+    if args.teacher_kind != "ema" and not blends:
+        return 0
+    return sum(4 * p.numel() for p in parameters if p.requires_grad and p.element_size() < 4)
 
 
 def _half_copies(parameters: Sequence[torch.Tensor], number: int) -> int:

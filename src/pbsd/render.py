@@ -45,8 +45,8 @@ class Renderer:
             message, or before a plain text. None: the chat template writes the tools, unless the prompt's own text
             names them and their arguments. Empty: they are for the rewards alone.
         student_thinking_prefix, teacher_thinking_prefix: text after the generation prompt, part of the prompt's ids.
-        max_prompt_length, max_teacher_prompt_length: budgets in tokens; None: no more than the window.
-        window: how many tokens a prompt may have in any role, so that a completion fits behind it; None: any.
+        max_prompt_length, max_teacher_prompt_length: budgets in tokens.
+        positions: of the model; a text that has more tokens for certain is refused before it is tokenised.
         max_reference_length: render the row's own completion too, of at most so many tokens; None: it is not read.
     """
 
@@ -58,7 +58,7 @@ class Renderer:
     tools_template: str | None = None
     max_prompt_length: int | None = None
     max_teacher_prompt_length: int | None = None
-    window: int | None = None
+    positions: int | None = None
     max_reference_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -182,27 +182,24 @@ class Renderer:
 
     def _encode(self, text: str, chat: bool, budget_name: str, index: int) -> Ids:
         budget = getattr(self, budget_name)
-        # A long text is refused by the tokens that it has at least, before the tokenizer reads it.
+        fix = "shorten the row, or set overlong='drop' to leave such rows out"
+        # The tokens that a text has at least, before the tokenizer reads it: one may have megabytes.
         least = len(text) // self._longest_token
-        self._check_length(least, "at least ", budget_name, budget, index)
+        limits = {budget_name: budget, "the number of the model's positions": self.positions}
+        for name, limit in limits.items():
+            if limit is not None and least > limit:
+                raise OverlongError(
+                    f"row {index}: the prompt has at least {least} tokens ({len(text)} characters), {name} is {limit}: "
+                    + fix
+                )
         ids = self._ids(text, chat)
         if not ids:
             raise RowError(f"row {index}: the prompt has no tokens: give it some text")
-        self._check_length(len(ids), "", budget_name, budget, index)
+        if budget is not None and len(ids) > budget:
+            raise OverlongError(
+                f"row {index}: the prompt has {len(ids)} tokens, {budget_name} is {budget}: raise it, {fix}"
+            )
         return ids
-
-    def _check_length(self, tokens: int, about: str, budget_name: str, budget: int | None, index: int) -> None:
-        found = f"row {index}: the prompt has {about}{tokens} tokens"
-        if budget is not None and tokens > budget:
-            raise OverlongError(
-                f"{found}, {budget_name} is {budget}: raise it, shorten the row, or set overlong='drop' to leave such "
-                "rows out"
-            )
-        if self.window is not None and tokens > self.window:
-            raise OverlongError(
-                f"{found}, and the model's window leaves {self.window} beside max_completion_length: lower that, "
-                "shorten the row, or set overlong='drop' to leave such rows out"
-            )
 
     def _ids(self, text: str, chat: bool) -> Ids:
         own = self.tokenizer.encode(text, add_special_tokens=False)

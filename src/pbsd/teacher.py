@@ -3,6 +3,9 @@
 The teacher runs in the student's own module: `acting` puts the teacher's values behind the trainable parameters and
 always puts the student's back. Only trainable parameters are held, so with PEFT any teacher kind costs the size of the
 adapter, and `initial` with PEFT costs nothing (the adapter is switched off). An external teacher is its own module.
+
+An average or a blend moves by small steps, which bfloat16 and float16 round to nothing (with a decay of 0.99 and eight
+significant bits, always). Of such parameters the teacher's values are kept in float32, and what acts is their rounding.
 """
 
 from __future__ import annotations
@@ -84,9 +87,18 @@ class Teacher:
         self.refreshes = 0
         self._adapter_off = kind == "initial" and adapter_is_new
         holds_copy = kind in ("ema", "refreshed") or (kind == "initial" and not self._adapter_off)
+        # What acts, in the parameters' types, and the float32 values behind those that are narrower.
         self.weights: dict[str, Tensor] = self._copy_of_student() if holds_copy else {}
+        self.precise: dict[str, Tensor] = {}
+        if self.moves_in_small_steps:
+            self.precise = {name: value.float() for name, value in self.weights.items() if value.element_size() < 4}
         if external is not None:
             external.requires_grad_(False).eval()
+
+    @property
+    def moves_in_small_steps(self) -> bool:
+        """Whether its weights become mixtures of the student's and their own."""
+        return self.kind == "ema" or (self.kind == "refreshed" and self.refresh_blend < 1)
 
     @property
     def is_student(self) -> bool:
@@ -119,8 +131,9 @@ class Teacher:
         if self.external is not None:
             self.external.to(device)
         for name, parameter in self._trainable():
-            if name in self.weights:
-                self.weights[name] = self.weights[name].to(parameter.device)
+            for held in (self.weights, self.precise):
+                if name in held:
+                    held[name] = held[name].to(parameter.device)
 
     def challenger(self, step: int) -> RefreshMeasure | None:
         """Whose rewards of step `step` (1 is the first) the refresh rule waits for."""
@@ -149,12 +162,11 @@ class Teacher:
     def after_step(self, step: int) -> None:
         """Move the teacher after optimisation step `step` (1 is the first)."""
         if self.kind == "ema":
-            for name, parameter in self._trainable():
-                self.weights[name].lerp_(parameter.detach(), 1.0 - self.ema_decay)
+            self._move(1.0 - self.ema_decay)
         elif self.kind == "refreshed" and step % self.refresh_steps == 0:
             lead = self.quality.lead
             if self.refresh_margin is None or (lead is not None and lead > self.refresh_margin):
-                self.weights = self._refreshed()
+                self._move(self.refresh_blend)
                 self.refreshes += 1
                 logger.info(
                     "teacher refreshed at step %d (mean reward of %s leads by %s)", step, self.refresh_measure, lead
@@ -162,13 +174,13 @@ class Teacher:
             self.quality = Quality()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; the tensors are the teacher's own, not copies."""
+        """Everything a resumed run needs, averages in float32; the tensors are the teacher's own, not copies."""
         quality = self.quality
         return {
             "kind": self.kind,
             "refreshes": self.refreshes,
             "quality": [quality.challenger_sum, quality.challenger_count, quality.teacher_sum, quality.teacher_count],
-            "weights": self.weights,
+            "weights": {**self.weights, **self.precise},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +198,8 @@ class Teacher:
         self.quality = Quality(challenger_sum, int(challenger_count), teacher_sum, int(teacher_count))
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)
+            if name in self.precise:
+                self.precise[name].copy_(value)
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad)
@@ -193,9 +207,25 @@ class Teacher:
     def _copy_of_student(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self._trainable()}
 
+    def _held(self, name: str) -> Tensor:
+        """The teacher's value of a parameter, as precise as it is kept."""
+        return self.precise.get(name, self.weights[name])
+
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        """Move the teacher towards the student by `share` of the way."""
+        for name, parameter in self._trainable():
+            held = self._held(name)
+            held.lerp_(parameter.detach().to(held.dtype), share)
+            if name in self.precise:
+                self.weights[name].copy_(held)
+
     @torch.no_grad()
     def _refreshed(self) -> dict[str, Tensor]:
-        return {name: self.weights[name].lerp(parameter, self.refresh_blend) for name, parameter in self._trainable()}
+        return {
+            name: self._held(name).lerp(parameter.to(self._held(name).dtype), self.refresh_blend).to(parameter.dtype)
+            for name, parameter in self._trainable()
+        }
 
     @contextmanager
     def _weights_in_place(self) -> Iterator[None]:

@@ -17,9 +17,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pbsd import benchmarks, rewards
-from pbsd.api import load_tokenizer, make_renderer, model_folder, resolve_rewards
+from pbsd.adapters import adapter_config
+from pbsd.api import load_tokenizer, make_renderer, resolve_rewards
 from pbsd.inspect_recipe import Finding, Patient, check_options, run_checks
 from pbsd.lab.tiny_model import build_tokenizer
+from pbsd.loading import model_folder
 from pbsd.memory import MemoryEstimate, empty_model, estimate, model_config, packed_tokens
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
@@ -67,9 +69,14 @@ class WeightlessPatient(Patient):
     """A recipe's parts without weights, and with stand-ins for what only the hub has."""
 
     @cached_property
+    def adapter(self) -> Any:
+        """The configuration of the adapter that is trained: the recipe's, or the model's own; None: all weights are."""
+        return self.run.peft_config() or adapter_config(model_folder(self.run.model_name_or_path))
+
+    @cached_property
     def model(self) -> Any:
         config = model_config(self.run.model_name_or_path, trust_remote_code=self.config.trust_remote_code)
-        return empty_model(config, self.config, self.run.peft_config())
+        return empty_model(config, self.config, self.adapter)
 
     @property
     def has_own_tokenizer(self) -> bool:
@@ -98,7 +105,7 @@ class WeightlessPatient(Patient):
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        return estimate(self.model, self.config, rank=self.run.lora_r if self.run.use_peft else 0)
+        return estimate(self.model, self.config, rank=getattr(self.adapter, "r", 0))
 
 
 def doctor(recipe: str | Path, flags: Sequence[str] = (), *, device_memory: float = 80.0) -> bool:

@@ -16,8 +16,9 @@ LAYERS = [
     "config", "rewards",
     "lab", "chat", "completions", "render", "benchmarks",
     "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub", "loop",
-    "trainer", "api", "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures",
-    "theory_commands", "memory", "inspect_recipe", "show_options", "weightless", "report", "cli",
+    "trainer", "adapters", "stacking", "loading", "model_checks", "api",
+    "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
+    "memory", "inspect_recipe", "show_options", "weightless", "report", "cli",
 ]  # fmt: skip
 
 

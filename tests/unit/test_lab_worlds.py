@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pbsd.api import model_folder
 from pbsd.data import load_rows
 from pbsd.lab import checkpoint_path
 from pbsd.lab.bases import BASES, SCALES, TASK_NAMES
 from pbsd.lab.worlds import TASKS, WORLDS, dataset_rows, draw_form, world
+from pbsd.loading import model_folder
 from pbsd.rewards import resolve
 
 

@@ -12,6 +12,7 @@ from pbsd.memory import KNOWN_SHAPES, empty_model, estimate, packed_tokens
 from pbsd.recipe import RunArguments, load_recipe
 from pbsd.rollouts import SampleRequest, SamplingParams, TransformersSampler, decode
 from pbsd.scoring import ScoringGroup, enable_scoring, score
+from pbsd.teacher import Teacher
 from pbsd.weightless import QWEN3_LIKE_TEMPLATE, doctor, stand_in_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,23 @@ def test_static_memory_is_exact(rank, tmp_path):
     assert found.communication == 0
     empty = empty_model(shape("square"), options(tmp_path), peft(rank))
     assert estimate(empty, options(tmp_path), rank=rank, data_parallel=False) == found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "teacher",
+    [{"teacher": "ema"}, {"teacher": "refreshed"}, {"teacher": "refreshed", "teacher_refresh_blend": 0.5}],
+    ids=["ema", "refreshed", "blend"],
+)
+def test_what_a_teacher_holds_is_exact(dtype, teacher, tmp_path):
+    """Counted tensor by tensor: averages and blends of half-precision weights have float32 values behind them."""
+    args = options(tmp_path, model_init_kwargs={"dtype": dtype}, **teacher)
+    held = Teacher(
+        args.teacher_kind, model := build(shape("square"), getattr(torch, dtype), 0),
+        refresh_blend=args.teacher_refresh_blend,
+    )  # fmt: skip
+    tensors = [*held.weights.values(), *held.precise.values()]
+    assert estimate(model, args).teacher == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def test_the_key_value_cache_is_exact(tmp_path, monkeypatch):

@@ -309,16 +309,14 @@ def test_calls_in_a_demonstration_stay_in_the_context(tokenizer):
     assert text == 'p | <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n7'
 
 
-def test_the_models_window_leaves_room_for_a_completion(tokenizer):
-    with pytest.raises(OverlongError, match="row 1: the prompt has 5 tokens, and the model's window leaves 4 beside"):
-        Renderer(tokenizer, TEMPLATE, max_prompt_length=5, window=4)({"prompt": "12345"}, 1)
-
-
 def test_a_long_text_is_refused_before_it_is_tokenised(tokenizer, monkeypatch):
     # The longest of its tokens, `<pad>`, has five characters.
     monkeypatch.setattr(type(tokenizer), "encode", lambda *args, **kwargs: pytest.fail("tokenised"))
-    with pytest.raises(OverlongError, match="at least 200000 tokens, max_prompt_length is 100"):
-        Renderer(tokenizer, TEMPLATE, max_prompt_length=100)({"prompt": "x" * 1_000_000}, 0)
+    row = {"prompt": "x" * 1_000_000}
+    with pytest.raises(OverlongError, match="at least 200000 tokens .1000000 characters., max_prompt_length is 100"):
+        Renderer(tokenizer, TEMPLATE, max_prompt_length=100)(row, 0)
+    with pytest.raises(OverlongError, match="at least 200000 tokens .*, the number of the model's positions is 4096"):
+        Renderer(tokenizer, TEMPLATE, positions=4096)(row, 0)
 
 
 def test_a_text_to_be_continued_does_not_end_with_the_tokenizers_eos(tokenizer):

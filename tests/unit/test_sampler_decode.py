@@ -23,9 +23,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.cache_utils import Cache
 
 from pbsd.rollouts import SampleRequest, SamplingParams, TransformersSampler
-from pbsd.rollouts.decode import prefill, prefill_chunks
+from pbsd.rollouts.decode import cache_argument, prefill, prefill_chunks
 from pbsd.rollouts.draw import Draw, inverse_cdf
 from pbsd.rollouts.packed_linear import packed_linears
 
@@ -139,6 +140,37 @@ def test_every_family_is_greedy_as_generate_is(family):
             prompt, max_new_tokens=9, do_sample=False, eos_token_id=EOS, pad_token_id=PAD, attention_mask=prompt * 0 + 1
         )
         assert list(sample.ids) == output[0, prompt.shape[1] :].tolist()[: len(sample.ids)]
+
+
+def typed(base, annotation):
+    """A Llama whose forward calls its cache `store`."""
+    name = cache_argument(base)
+
+    class Renamed(LlamaForCausalLM):
+        def forward(self, input_ids=None, position_ids=None, store=None, use_cache=None, logits_to_keep=0, **kwargs):
+            own = {name: store, "position_ids": position_ids, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
+            return super().forward(input_ids, **own, **kwargs)
+
+    Renamed.forward.__annotations__["store"] = annotation
+    base.__class__ = Renamed
+    return base
+
+
+@pytest.mark.parametrize("annotation", [Cache, Cache | None, "Cache | None", "Optional[cache_utils.DynamicCache]"])
+def test_the_cache_is_found_by_its_type(llama, annotation, caplog):
+    """transformers 5.23 calls it `past_key_values` and 5.24 `cache`; here it has neither name."""
+    expected = ids(sampler().sample(llama, requests(n=2), SamplingParams(5)))
+    renamed = typed(llama, annotation)
+    assert cache_argument(renamed) == "store"
+    with caplog.at_level(logging.WARNING, logger="pbsd"):
+        assert ids(sampler().sample(renamed, requests(n=2), SamplingParams(5))) == expected
+    assert "generate" not in caplog.text
+
+
+def test_a_forward_without_a_cache_goes_to_generate(llama):
+    renamed = typed(llama, int)
+    assert cache_argument(renamed) is None
+    assert not sampler()._decodes(renamed)
 
 
 def test_a_refused_family_is_reported_once(caplog):

@@ -51,6 +51,76 @@ def test_ema_by_hand(model):
     assert first(model) == 2.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_average_of_narrow_weights_moves(model, dtype):
+    """Decay 0.99, teacher 1, student 2, 2,000 steps: 2 - 0.99^2000 = 2 to seven digits. Kept in bfloat16, whose steps
+    there are 2^-7, it would stop where 0.01 (2 - x) is less than half of one, at x = 1.61."""
+    model.to(dtype)
+    set_all(model, 1.0)
+    teacher = Teacher("ema", model, ema_decay=0.99)
+    set_all(model, 2.0)
+    for step in range(2000):
+        teacher.after_step(step + 1)
+    assert teacher_value(teacher) == pytest.approx(2.0, abs=1e-3)
+    with teacher.acting() as module:
+        assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+
+
+def test_small_steps_of_the_student_reach_a_narrow_average(model):
+    """bfloat16 between 1 and 2 has steps of 1/128. The student goes up by one and stays; with decay 0.99 the average is
+    0.63 of the way after 100 steps, 1 + 0.634 / 128 = 1.00495, which acts rounded to 1.0078, the nearest."""
+    model.to(torch.bfloat16)
+    set_all(model, 1.0)
+    teacher = Teacher("ema", model, ema_decay=0.99)
+    set_all(model, 1 + 1 / 128)
+    for step in range(100):
+        teacher.after_step(step + 1)
+    held = next(iter(teacher.state_dict()["weights"].values()))
+    assert held.dtype == torch.float32
+    assert held.flatten()[0].item() == pytest.approx(1 + (1 - 0.99**100) / 128, abs=1e-6)
+    assert teacher_value(teacher) == 1 + 1 / 128
+
+
+def test_a_blend_of_narrow_weights_moves(model):
+    """Blend 0.01, ten refreshes: 2 - 0.99^10 = 1.0956, to a half of bfloat16's step of 1/128. A look beforehand shows
+    the eleventh, 2 - 0.99^11 = 1.1047, and changes nothing."""
+    model.to(torch.bfloat16)
+    set_all(model, 1.0)
+    teacher = Teacher("refreshed", model, refresh_steps=1, refresh_blend=0.01)
+    set_all(model, 2.0)
+    for step in range(10):
+        teacher.after_step(step + 1)
+    assert teacher_value(teacher) == pytest.approx(2 - 0.99**10, abs=1 / 256)
+    with teacher.as_refreshed():
+        assert teacher_value(teacher) == pytest.approx(2 - 0.99**11, abs=1 / 256)
+    assert teacher_value(teacher) == pytest.approx(2 - 0.99**10, abs=1 / 256)
+
+
+@pytest.mark.parametrize("options", [{"kind": "ema"}, {"kind": "refreshed", "refresh_steps": 1, "refresh_blend": 0.1}])
+def test_a_resumed_narrow_average_is_the_same_bit_for_bit(model, options, tmp_path):
+    model.to(torch.bfloat16)
+    set_all(model, 1.0)
+    whole, killed = (Teacher(student=model, **options) for _ in range(2))
+    for step in range(10):
+        set_all(model, 1.0 + step)
+        if step == 5:
+            torch.save(killed.state_dict(), tmp_path / "state.pt")
+            killed = Teacher(student=model, **options)
+            killed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        for teacher in (whole, killed):
+            teacher.after_step(step + 1)
+    for part in ("weights", "precise"):
+        ours, theirs = getattr(whole, part), getattr(killed, part)
+        assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_copies_that_do_not_mix_cost_no_more(model):
+    model.to(torch.bfloat16)
+    for teacher in (Teacher("initial", model), Teacher("refreshed", model)):
+        assert not teacher.precise
+        assert {value.dtype for value in teacher.weights.values()} == {torch.bfloat16}
+
+
 def test_refreshed_every_n_steps(model):
     set_all(model, 1.0)
     teacher = Teacher("refreshed", model, refresh_steps=2)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
-from pbsd.api import model_folder
+from pbsd.adapters import ADAPTER_CONFIG, adapter_config
 from pbsd.compare.fields import StudyError
 from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, Place, Study, Unit, Validation
 from pbsd.lab.worlds import world
+from pbsd.loading import model_folder
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.run import determining_options
 
@@ -173,7 +174,7 @@ def _task(study: Study, cell: Cell) -> dict[str, Any]:
 
 @cache
 def _model_sha256(model: str) -> str:
-    """Over the weights, the tokenizer and the configurations of a model folder."""
+    """Over the weights, the tokenizer and the configurations of a model folder, of an adapter also its base's."""
     folder = Path(model_folder(model))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -181,9 +182,12 @@ def _model_sha256(model: str) -> str:
             f"model {model}: {folder} holds no *.safetensors: give a model folder or a base of the laboratory"
         )
     digest = hashlib.sha256()
-    for path in [*weights, *(folder / name for name in ("tokenizer.json", "config.json", "generation_config.json"))]:
+    names = ("tokenizer.json", "config.json", "generation_config.json", ADAPTER_CONFIG)
+    for path in [*weights, *(folder / name for name in names)]:
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
+    if (adapter := adapter_config(str(folder))) is not None:
+        digest.update(_model_sha256(adapter.base_model_name_or_path).encode())
     return digest.hexdigest()
 
 

@@ -73,7 +73,9 @@ class RolloutConfig(TrainingArguments):
     )
     trust_remote_code: bool = option(False, "Let models and tokenizers from the hub run their own code.")
     disable_dropout: bool = option(
-        True, "Set every dropout and router jitter to 0, so that scores are those of the sampled policy."
+        True,
+        "Switch off dropout, layer drop and router jitter, so that scores are those of the sampled policy; a model "
+        "that is still random is refused.",
     )
 
     max_prompt_length: int | None = option(None, "Longest student prompt. The problem is never cut; see `overlong`.")

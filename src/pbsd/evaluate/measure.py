@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from pbsd import benchmarks
-from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
+from pbsd.api import load_tokenizer, make_renderer, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.evaluate.records import RECORDS, SUMMARY, ProblemRecord, ResultFolder, SampleRecord, problem_keys
 from pbsd.evaluate.statistics import summarize
+from pbsd.loading import load_model, model_folder
+from pbsd.model_checks import check_ids, has_position_table, positions
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
 from pbsd.rollouts import TransformersSampler
@@ -176,13 +178,16 @@ def prepare(request: Request, folder: Path) -> Evaluation:
     prompts = PromptDataset.from_rows(shown, renderer, required=sorted(required_columns(reward)), drop_overlong=False)
     model = load_model(request.model, config).to(config.device).eval()
     stops, pad = stop_and_pad_ids(model, renderer.chat)
-    _warn_of_window(model, prompts.prompts, request.max_completion_length)
+    barred = check_ids(model, tokenizer, stops, pad)
+    _check_window(model, prompts.prompts, request.max_completion_length)
     engine = Engine(
         student=model,
         teacher=None,
         tokenizer=tokenizer,
         renderer=renderer,
-        sampler=TransformersSampler(eos_token_ids=stops, pad_token_id=pad, max_batch_size=request.batch_size),
+        sampler=TransformersSampler(
+            eos_token_ids=stops, pad_token_id=pad, max_batch_size=request.batch_size, barred_ids=barred
+        ),
         reward_funcs=[reward],
         args=config,
         pad_id=pad,
@@ -276,17 +281,24 @@ def _as_text(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(message["content"] for message in messages) + "\n\n"
 
 
-def _warn_of_window(model: Any, prompts: Sequence[Prompt], max_completion_length: int) -> None:
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _check_window(model: Any, prompts: Sequence[Prompt], max_completion_length: int) -> None:
+    """Warn where completions may go beyond the trained positions. Raises ValueError where there are none beyond."""
+    window = positions(model)
     longest = max(len(prompt.student_ids) for prompt in prompts)
-    if window is not None and longest + max_completion_length > window:
-        logger.warning(
-            "the longest prompt has %d tokens and max_completion_length is %d, the model's window is %d: positions "
-            "beyond it were never trained",
-            longest,
-            max_completion_length,
-            window,
+    if window is None or longest + max_completion_length <= window:
+        return
+    if has_position_table(model):
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, but the "
+            f"model has {window} positions: lower --max_completion_length to {max(0, window - longest)} or less"
         )
+    logger.warning(
+        "the longest prompt has %d tokens and max_completion_length is %d, the model's window is %d: positions beyond "
+        "it were never trained",
+        longest,
+        max_completion_length,
+        window,
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from pbsd.records import Ids
 from pbsd.rollouts.draw import Draw
@@ -32,6 +34,24 @@ def prefill_chunks(prompts: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
         yield chunk
 
 
+def cache_argument(model: Any) -> str | None:
+    """The name of the argument by which the model's forward takes its key-value cache, found by its type, as versions
+    of transformers call it `past_key_values` or `cache`; None if it takes none."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(type(base).forward).parameters
+    typed = [name for name, parameter in parameters.items() if _is_cache(parameter.annotation)]
+    if typed:
+        return typed[0]
+    return "past_key_values" if "past_key_values" in parameters else None  # code without annotations
+
+
+def _is_cache(annotation: Any) -> bool:
+    """Whether it is `Cache`, a class below it, or a union with one, as a type or in words."""
+    if isinstance(annotation, str):
+        return any(word.rpartition(".")[2].endswith("Cache") for word in re.findall(r"[\w.]+", annotation))
+    return any(isinstance(part, type) and issubclass(part, Cache) for part in (annotation, *get_args(annotation)))
+
+
 def prefill(model: Any, prompts: Sequence[Ids]) -> PromptStates:
     """One forward over distinct prompts, right-padded: under causal attention no token sees the padding after it."""
     device = next(model.parameters()).device
@@ -44,9 +64,9 @@ def prefill(model: Any, prompts: Sequence[Ids]) -> PromptStates:
     logits_PUV = model(
         input_ids=ids_PL.to(device),
         position_ids=torch.arange(ids_PL.shape[1], device=device)[None],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=last_U.to(device),
+        **{str(cache_argument(model)): cache},
     ).logits
     rows = torch.arange(len(prompts), device=device)
     return PromptStates(
@@ -85,6 +105,7 @@ def decode(
     rows_B = torch.arange(len(owner_B), device=device)  # those in the batch; `going_B` tells which have not stopped
     going_B = torch.ones_like(rows_B, dtype=torch.bool)
     cache = SharedPromptCache(prompts, max_length)
+    cache_kwargs: dict[str, Any] = {str(cache_argument(model)): cache}
     with shared_prompt_attention(model, cache):
         for step in range(max_length):
             tokens_B, step_logprobs_B = draw(logits_BV, None if uniforms_BT is None else uniforms_BT[rows_B, step])
@@ -100,9 +121,9 @@ def decode(
             logits_BV = model(
                 input_ids=tokens_B[:, None],
                 position_ids=(length_P[owner_B[rows_B]] + step)[:, None],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_kwargs,
             ).logits[:, -1]
             cache.advance()
     raise AssertionError("the loop returns at its last step")

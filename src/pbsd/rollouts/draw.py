@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,24 +19,30 @@ _BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How a token is chosen: temperature (0 is greedy), top-k, top-p and min-p, by transformers' warpers."""
+    """How a token is chosen: temperature (0 is greedy), top-k, top-p and min-p, by transformers' warpers. Ids that are
+    barred are not."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float | None = None
+    barred: Tensor | None = field(default=None, compare=False)
 
     def __call__(self, logits_BV: Tensor, uniforms_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens [B] and their log-probabilities [B], float32, at temperature 1 and without truncation."""
+        """Tokens [B] and their log-probabilities [B], float32, at temperature 1 over all ids, without truncation."""
+        open_BV, barred = logits_BV, None if self.barred is None else self.barred.to(logits_BV.device)
+        if barred is not None:
+            open_BV = logits_BV.index_fill(-1, barred, -torch.inf)
         if uniforms_B is None or self.temperature == 0:
-            tokens_B, normaliser_B = logits_BV.argmax(-1), logits_BV.float().logsumexp(-1)
+            tokens_B, normaliser_B = open_BV.argmax(-1), logits_BV.float().logsumexp(-1)
         elif warpers := self._warpers():
-            raw_BV = logits_BV.float()
             # None of these warpers looks at the ids, but their signature asks for them.
-            warped_BV = warpers(torch.LongTensor(), raw_BV)
-            tokens_B, normaliser_B = inverse_cdf(warped_BV, uniforms_B)[0], raw_BV.logsumexp(-1)
+            warped_BV = warpers(torch.LongTensor(), open_BV.float())
+            tokens_B, normaliser_B = inverse_cdf(warped_BV, uniforms_B)[0], logits_BV.float().logsumexp(-1)
         else:
-            tokens_B, normaliser_B = inverse_cdf(logits_BV, uniforms_B)
+            tokens_B, normaliser_B = inverse_cdf(open_BV, uniforms_B)
+            if barred is not None:
+                normaliser_B = normaliser_B.logaddexp(logits_BV.index_select(-1, barred).float().logsumexp(-1))
         return tokens_B, logits_BV.gather(-1, tokens_B[:, None]).squeeze(-1).float() - normaliser_B
 
     def _warpers(self) -> LogitsProcessorList:

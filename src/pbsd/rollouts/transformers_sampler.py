@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pbsd.records import Ids
-from pbsd.rollouts.decode import decode, prefill, prefill_chunks
+from pbsd.rollouts.decode import cache_argument, decode, prefill, prefill_chunks
 from pbsd.rollouts.draw import Draw
 from pbsd.rollouts.generate import generate
 from pbsd.rollouts.packed_linear import packed_linears
@@ -59,18 +60,25 @@ class TransformersSampler:
     because the cache is not plain attention states (sliding windows, state spaces, encoder-decoders) or because
     `generation_kwargs` ask for logits processors, transformers' `generate` samples from the same distribution with the
     same random numbers; a model's reason is logged once.
+
+    Ids in `barred_ids`, as of rows of the embedding that no token has, are never sampled. Log-probabilities are over
+    all ids all the same, as in scoring.
     """
 
-    def __init__(self, *, eos_token_ids: Sequence[int], pad_token_id: int, max_batch_size: int) -> None:
+    def __init__(
+        self, *, eos_token_ids: Sequence[int], pad_token_id: int, max_batch_size: int, barred_ids: Sequence[int] = ()
+    ) -> None:
         self.eos_token_ids = list(eos_token_ids)
         self.pad_token_id = pad_token_id
         self.max_batch_size = max_batch_size
+        self.barred = torch.tensor(barred_ids) if barred_ids else None
         self._generate_only: dict[type, str] = {}
         self._tried: set[type] = set()
 
     @torch.inference_mode()
     def sample(self, model: Any, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         draw, processors = _options(params)
+        draw = replace(draw, barred=self.barred)
         rows = sorted(
             ((request, index) for request in requests for index in range(request.n)),
             key=lambda row: (len(row[0].prompt_ids), row[0].prompt_ids),
@@ -187,8 +195,10 @@ def _needs_generate(model: Any, base: Any) -> str | None:
         return "it has an encoder"
     if not base._supports_attention_backend:
         return "its attention cannot be replaced"
-    if missing := {"position_ids", "past_key_values", "logits_to_keep"} - parameters.keys():
+    if missing := {"position_ids", "logits_to_keep"} - parameters.keys():
         return f"its forward takes no {', '.join(sorted(missing))}"
+    if cache_argument(model) is None:
+        return "its forward takes no key-value cache"
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=base.config).layers):
         return "its cache is not plain attention states"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):

@@ -6,6 +6,7 @@ model (DDP, FSDP, PEFT, autocast), so the head's weights are used where the wrap
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -149,11 +150,11 @@ def _scoring_forward(lm: Any, request: ScoringRequest) -> TokenScores:
     return TokenScores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def logit_head(lm: Any) -> LogitHead | Callable[[Tensor], Tensor]:
+def logit_head(lm: Any, layer: Any = None) -> LogitHead | Callable[[Tensor], Tensor]:
     """The head's weights where it is a plain linear layer; where it is not (an adapter on it, quantized), a function to
-    float32 logits."""
+    float32 logits. `layer` stands in the head's place."""
     config = lm.config.get_text_config()
-    layer = lm.get_output_embeddings()
+    layer = lm.get_output_embeddings() if layer is None else layer
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -165,6 +166,18 @@ def logit_head(lm: Any) -> LogitHead | Callable[[Tensor], Tensor]:
         return logits_TV if softcap is None else torch.tanh(logits_TV / softcap) * softcap
 
     return logits
+
+
+def frozen_head(lm: Any) -> LogitHead | Callable[[Tensor], Tensor]:
+    """The head as it is at this moment, without gradient, on the weights' present storage: also where they are given
+    others later by replacing their data, or an adapter on it is switched on or off."""
+    head = logit_head(lm)
+    if isinstance(head, LogitHead):
+        return head.detached()
+    layer = lm.get_output_embeddings()
+    own: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    own |= {id(p): nn.Parameter(p.data, requires_grad=False) for p in layer.parameters() if p.requires_grad}
+    return logit_head(lm, copy.deepcopy(layer, own))
 
 
 def _attention_mask(lm: Any, layout: Layout, packed: str | None) -> Any:

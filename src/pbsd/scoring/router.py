@@ -1,4 +1,4 @@
-"""Routers of a mixture of experts: their jitter is switched off, their load-balancing loss joins the step's loss."""
+"""Routers of a mixture of experts: their load-balancing loss joins the step's loss."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pbsd.scoring.layout import PADDING, PROMPT, Layout
 
-_JITTER = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
-"""What transformers' routers call the noise that multiplies their input in training mode alone."""
-
 _active: ContextVar[RouterBalance | None] = ContextVar("router_balance", default=None)
-
-
-def disable_router_jitter(model: nn.Module) -> None:
-    """Without it the scored policy is the one that was sampled, which has no jitter."""
-    for module in model.modules():
-        for name in _JITTER:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 class RouterBalance:

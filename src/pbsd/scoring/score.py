@@ -6,7 +6,7 @@ of logits exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +22,8 @@ from pbsd.scoring.forward import (
     TokenFunction,
     TokenScores,
     enable_scoring,
+    frozen_head,
     language_model,
-    logit_head,
 )
 from pbsd.scoring.layout import Layout, ScoringGroup, make_layout, singles
 
@@ -117,12 +117,12 @@ class FrozenLogits:
     """
 
     hidden: tuple[Tensor, ...]
-    head: LogitHead
+    head: LogitHead | Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """[C, V] float32 of some rows of the hidden states."""
-        return self.head.logits(hidden_CD)
+        return self.head.logits(hidden_CD) if isinstance(self.head, LogitHead) else self.head(hidden_CD)
 
 
 @torch.no_grad()
@@ -130,15 +130,14 @@ def frozen_logits(model: nn.Module, groups: Sequence[ScoringGroup], *, pad_id: i
     """The model's distribution at every completion token, at the memory of a hidden state per token. The head's weights
     are those of this moment, also if the model is given others later by replacing its parameters' data.
 
-    Raises ValueError for a model whose head is not a plain linear layer.
+    Raises ValueError for a model whose body and head cannot be run apart.
     """
     capability = enable_scoring(model)
     lm = language_model(model)
-    head = logit_head(lm)
-    if not capability.chunked or not isinstance(head, LogitHead):
+    if not capability.chunked:
         raise ValueError(
-            f"{type(lm).__name__} has no plain linear head ({capability.reason or type(head).__name__}): its whole "
-            "distributions cannot be kept; train without an adapter on lm_head, or by a loss on sampled tokens"
+            f"{type(lm).__name__}: whole distributions cannot be kept ({capability.reason}): train by a loss on "
+            "sampled tokens"
         )
     if capability.packed is None:
         groups = singles(groups)
@@ -148,7 +147,7 @@ def frozen_logits(model: nn.Module, groups: Sequence[ScoringGroup], *, pad_id: i
             layout = _layout(chunk, capability.packed, pad_id)
             states_MD = model(scoring=ScoringRequest(layout, capability.packed, hidden_only=True)).extra_M
             hidden += states_MD.split(list(layout.lengths))
-    return FrozenLogits(tuple(hidden), head.detached())
+    return FrozenLogits(tuple(hidden), frozen_head(lm))
 
 
 def token_chunks(groups: Sequence[ScoringGroup], max_tokens: int) -> Iterator[list[ScoringGroup]]:
