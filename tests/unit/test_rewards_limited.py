@@ -175,6 +175,26 @@ def test_a_function_that_ends_on_every_row_is_a_named_error(functions, name, wor
         run(by_name(functions, name, timeout=0.5), completions=["bad"] * 6)
 
 
+def test_a_batch_of_fewer_rows_than_are_tried_first_is_a_named_error_too(functions):
+    with pytest.raises(ValueError, match=r"'exits' gave the worker process .* every one of its 2 rows"):
+        run(by_name(functions, "exits"), completions=["bad"] * 2)
+
+
+def test_an_interrupt_does_not_wait_for_the_limit(functions):
+    """The batch has 3 x 100 s; Ctrl-C reaches this process alone, and it ends at once."""
+    code = (
+        "import os, signal, sys, threading\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from pbsd.rewards import resolve, score\n"
+        "reward = resolve(sys.argv[2], timeout=100)\n"
+        "threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "score([reward], None, ['p'] * 3, ['bad'] * 3, [[1]] * 3, {})\n"
+    )
+    words = [sys.executable, "-c", code, os.path.dirname(functions.__file__), f"{functions.__name__}:hangs"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
+
+
 def test_rows_of_one_prompt_do_not_end_the_run_for_the_others(functions):
     """The first five of eight hang: the four rows that are tried first are 0, 2, 4 and 6."""
     scores = run(by_name(functions, "hangs", timeout=0.2), completions=["bad"] * 5 + ["good"] * 3)

@@ -140,7 +140,7 @@ class _Plain:
         found: dict[int, _Judged] = {}
         for row in sorted(range(size), key=lambda row: is_costly and not _is_probe(row, size)):
             found[row] = self._judge_row(row, f"judged alone; the whole batch {what}")
-            tried_enough = len(found) == (_PROBES if is_costly else size)
+            tried_enough = len(found) == (min(size, _PROBES) if is_costly else size)
             if tried_enough and all(one.grades[0].outcome in ("error", "timeout") for one in found.values()):
                 raise ValueError(
                     f"reward {self.name!r} {what} on the batch and on every one of its {len(found)} rows"

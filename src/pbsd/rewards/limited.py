@@ -131,7 +131,12 @@ class _FunctionWorker:
             payload = request("reward", key, (name, sent, size, first), limit)
         except ValueError as failure:
             raise _CannotMove(f"an argument cannot be pickled ({failure.__cause__})") from failure
-        return _as_answer(self.threads.executor.submit(self._exchange, key, payload, limit).result())
+        exchange = self.threads.executor.submit(self._exchange, key, payload, limit)
+        try:
+            return _as_answer(exchange.result())
+        except KeyboardInterrupt:  # the thread then need not wait for an answer
+            self.process.kill()
+            raise
 
     def _exchange(self, key: str, payload: bytes, limit: float) -> list[Any]:
         self.process.look()

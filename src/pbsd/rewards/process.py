@@ -156,6 +156,11 @@ class WorkerProcess:
         self._loaded.clear()
         self._forget()
 
+    def kill(self) -> None:
+        """Kill the process, from any thread; the one that waits for its reply sees it end."""
+        if self._process is not None and os.getpid() == self._owner:
+            _signal_group(self._process)
+
     def look(self) -> None:
         """See whether the process has died or has become large."""
         if self._process is not None and self._process.poll() is not None:
@@ -262,10 +267,14 @@ class WorkerProcess:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    _signal_group(process)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is None:  # else its number may belong to another process by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def request(kind: str, name: str, content: Any, timeout: float, index: int = 0) -> bytes:
