@@ -157,6 +157,16 @@ def test_the_default_of_a_refused_option_is_none(config, name):
     dataclasses.replace(args, max_steps=3)
 
 
+def test_what_older_versions_make_of_a_missing_fsdp_config(config):
+    """As a dictionary and, in a recipe that was written out, as JSON; anything else in it asks for sharding."""
+    off = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
+    for given in (off, json.dumps(off)):
+        config(fsdp_config=given)
+    for given in ({**off, "xla": True}, json.dumps({**off, "version": 2})):
+        with pytest.raises(ValueError, match="^fsdp_config=.* is refused"):
+            config(fsdp_config=given)
+
+
 def test_a_whole_recipe_of_defaults_is_let_through(config):
     written = json.loads(json.dumps(config().to_dict(), default=str))
     names = {option.name for option in dataclasses.fields(PBSDConfig) if option.init}

@@ -19,7 +19,7 @@ REASON = (
 )
 INSTEAD = (
     "start one process per device with torchrun, each with the whole model; where memory is short, train an adapter "
-    "(use_peft), load the model in bfloat16 (model_init_kwargs), set activation_checkpointing and lower "
+    "(use_peft), load the model in bfloat16 (model_init_kwargs), set gradient_checkpointing and lower "
     "train_batch_tokens"
 )
 

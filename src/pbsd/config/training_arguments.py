@@ -6,6 +6,7 @@ tests/tiny/test_training_arguments.py holds every field of the installed version
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ _DRAWN = "the items of a step are prompts, whose completions are not drawn yet a
 
 def _all_off(fsdp_config: Any) -> bool:
     """What older versions of transformers make of an fsdp_config that was left out."""
+    if isinstance(fsdp_config, str) and fsdp_config.startswith("{"):
+        fsdp_config = json.loads(fsdp_config)  # as on the command line
     own = {"min_num_params", "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"}
     return isinstance(fsdp_config, dict) and fsdp_config.keys() <= own and not any(fsdp_config.values())
 
