@@ -71,8 +71,8 @@ def _given(equation: Equation, *, is_gold: bool) -> Value | None:
     if equation.name is not None:
         return equation.right
     left, right = equation.left, equation.right
-    if isinstance(left, Scalar) and not left.expression.free_symbols:
-        return right
+    if isinstance(left, Scalar) and isinstance(right, Scalar) and not left.expression.free_symbols:
+        return None if right.expression.free_symbols else right
     if is_gold or (isinstance(right, Scalar) and right.expression == 0):
         return None
     return right
@@ -316,6 +316,11 @@ def _half_line(left: Any, sign: str, right: Any, letter: Any) -> Any:
             return sympy.S.Reals - sympy.FiniteSet(end)
         is_open = sign in "<>"
         return sympy.Interval(-sympy.oo, end, True, is_open) if "<" in sign else sympy.Interval(end, sympy.oo, is_open, True)
+    difference = sympy.expand(left - right)
+    slope = difference.coeff(letter, 1)
+    rest = difference - slope * letter
+    if slope.is_nonzero and not slope.free_symbols and letter not in rest.free_symbols and slope.is_real:
+        return _half_line(letter, sign if slope.is_positive else _TURNED[sign], -rest / slope, letter)
     try:
         relation = {"<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "!=": sympy.Ne}[sign](left, right)
         return relation.as_set()

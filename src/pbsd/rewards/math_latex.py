@@ -64,9 +64,18 @@ _QUANTITY = re.compile(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?![a-zA-Z])"
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _SIZES = re.compile(r"\\(?:m?left|m?right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\s*")
-_GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:\s*(?:,\\!|\{,\}|,\{\}|\\,|\\ |\\;|\\:|\\!|,\\,|~)\s*\d{3})+)(?!\d)")
+_GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:\s*(?:,\\!|\{\s*,\s*\}|,\{\}|\\,|\\ |\\;|\\:|\\!|,\\,|~)\s*\d{3})+)(?!\d)")
 _GROUPED_BY_COMMAS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
+_SPACING = re.compile(
+    r"(?<!\\)\\(?:[,;:! ]|(?:q?quad|hfill|displaystyle|textstyle|limits|nolimits)(?![A-Za-z]))|\\hspace\s*\{[^{}]*\}|~"
+)
+_ARRAY = re.compile(
+    r"(?:\\left)?[\[(]\s*\\begin\s*\{(?:array|matrix|smallmatrix)\}(?:\s*\{[lcr|\s]+\})?((?:(?!\\begin).)*?)"
+    r"\\end\s*\{(?:array|matrix|smallmatrix)\}\s*(?:\\right)?[\])]",
+    re.DOTALL,
+)
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[])")
 _PRIMES = re.compile(r"(?<![A-Za-z\\])([A-Za-z])('{1,4})(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
@@ -94,7 +103,7 @@ _CODE_FUNCTIONS = (
     "floor", "ceil", "ceiling", "pow",
 )  # fmt: skip
 _CODE_CALL = re.compile(
-    rf"(?<![\\A-Za-z{{])(?:(?:np|numpy|math|sympy|sp)\.)?({'|'.join(sorted(_CODE_FUNCTIONS, key=len, reverse=True))})\s*\("
+    rf"(?<![\\A-Za-z])(?:(?:np|numpy|math|sympy|sp)\.)?({'|'.join(sorted(_CODE_FUNCTIONS, key=len, reverse=True))})\s*\("
 )
 _CODE_NAMES = re.compile(r"(?<![\\A-Za-z{])(?:(?:np|numpy|math|sympy|sp)\.)?(pi|infinity|inf|oo)(?![A-Za-z}(])")
 _BARE_FUNCTION = re.compile(r"(?<![\\A-Za-z{])(sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[\d\\x({^_]|\s+[A-Za-z]\b)")
@@ -115,6 +124,8 @@ def normalized(text: str) -> str:
     text = re.sub(r"\b0[xX][0-9a-fA-F]{1,200}\b|\b0[bB][01]{1,200}\b", lambda code: str(int(code[0], 0)), text)
     if "\\" not in text:
         return text
+    if r"\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)  # escaped once more than it should be
     text = _TEXT_MACRO.sub(r"\\text", text)
     text = _QUANTITY.sub(r"\1\\text{ \2}", _ROMAN.sub(r"\\text{\1}", text))
     text = re.sub(r"\\num\s*\{([^{}]*)\}", r"\1", text)
@@ -156,6 +167,7 @@ def unwrapped(answer: str) -> str:
             if not re.search(r"\$|\\[()\[\]]", inner):
                 answer = inner.strip()
         answer = _ROUGHLY.sub("", re.sub(r"\\displaystyle\s*", "", answer))
+    answer = re.sub(r"\A\$([^$]+)\$(\s*[A-Za-z][A-Za-z .]*)\Z", r"\1\2", answer)
     answer = re.sub(r"\A\\text\s*\{[^{}]*(?:\bis:?|:)\s*\}\s*(?=[-\d\\$(])", "", answer)
     answer = re.sub(r"\\[dt]?frac\s*\{\s*\\text\{(\w+)\}\s*\}\s*\{\s*\\text\{(\w+)\}\s*\}", r"\\text{ \1/\2}", answer)
     if text := TEXT.fullmatch(answer):
@@ -239,6 +251,12 @@ def without_sizes(answer: str) -> str:
     return _SIZES.sub("", answer.replace(r"\left.", "").replace(r"\right.", ""))
 
 
+def without_spacing(answer: str) -> str:
+    """With plain blanks for LaTeX's, and matrices in the brackets that the parser knows."""
+    answer = _ARRAY.sub(r"\\begin{bmatrix}\1\\end{bmatrix}", answer)
+    return _SPACING.sub(" ", answer).strip()
+
+
 def by_commas_grouped(answer: str) -> str:
     """Numbers without the commas that group their thousands. Only outside brackets, whose commas part members."""
     depths = [depth for _, _, depth in by_depth(answer)]
@@ -252,7 +270,6 @@ def by_commas_grouped(answer: str) -> str:
 def expression(answer: str) -> str:
     """An expression in the LaTeX that the parser knows: Python's notation, sizes and blanks, mixed numbers, degrees."""
     answer = without_sizes(answer)
-    answer = re.sub(r"(?<!\\)\\(?:[,;:! ]|q?quad\b|hfill\b|displaystyle\b|textstyle\b|limits\b|nolimits\b)|\\hspace\s*\{[^{}]*\}|~", " ", answer)
     answer = _code(answer)
     answer = re.sub(rf"\\[dtc]frac(?![A-Za-z])", r"\\frac", answer)
     answer = re.sub(r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}", answer)

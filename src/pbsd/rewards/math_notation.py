@@ -23,8 +23,9 @@ UNITS = {
     )
     for word in names.split()
 }  # fmt: skip
+_PRODUCTS = ("mg", "ms", "ha", "rs", "mi", "ml")  # right behind a number more likely letters
 GLUED_UNITS = "(?:(?i:{})s?|[A-Za-z]{{5,}})(?![A-Za-z])".format(
-    "|".join(sorted((word for word in UNITS if len(word) > 1), key=len, reverse=True))
+    "|".join(sorted((word for word in UNITS if len(word) > 1 and word not in _PRODUCTS), key=len, reverse=True))
 )
 """A unit right behind a number: one that is known, or a word of at least five letters, which is no product."""
 
@@ -33,7 +34,7 @@ CURRENCY_SIGN = r"[$\u00a2-\u00a5\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17d
 TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
 UNIT = re.compile(
-    rf"(?<=[\d}}])\s*\b([A-Za-z]+)\.?{POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{POWER})?[\s$.]*\Z"
+    rf"(?<=[\d}}])\s*(?<![A-Za-z])([A-Za-z]+)\.?{POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{POWER})?[\s$.]*\Z"
 )
 DEGREES_OF = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?\s*\Z")
 _AMOUNT = r"[-+]?\s*\d[\d,.]*"

@@ -115,7 +115,7 @@ _JUXTAPOSED = re.compile(r"(?<![\w^_])\d+(?:\.\d+)?\s+\d")
 def read(answer: str) -> Value:
     """The value that an answer writes. Raises `Unreadable` where any part of it cannot be read or has no value."""
     try:
-        return _read(answer.strip(), 0)
+        return _read(math_latex.without_spacing(answer), 0)
     except RecursionError as failure:
         raise Unreadable("nested too deep") from failure
 
@@ -150,20 +150,27 @@ def _plain_number(answer: str) -> Scalar | None:
 
 
 def _list(answer: str, depth: int) -> Value | None:
-    joined, parts = ",", [answer]
-    for kind in (_AND_OR, ",", ";"):
-        if isinstance(kind, str):
-            if kind == "," and _is_one_number(answer):
-                continue
-            parts = [piece for part in parts for piece in math_latex.members(part, kind)]
-        else:
-            parts, words = _split(answer, kind)
-            joined = "or" if {"or", "lor"} & set(words) else "and" if words else ","
+    if len(rows := math_latex.members(answer, ";")) > 1:
+        return Items(tuple(_as_row(_read(row, depth)) for row in rows if row.strip()))
+    parts, words = _split(answer, _AND_OR)
+    joined = "or" if {"or", "lor"} & set(words) else "and" if words else ","
+    if not _is_one_number(answer):
+        parts = [piece for part in parts for piece in math_latex.members(part)]
     if len(parts) < 2:
         return None
     if not parts[-1].strip() and len(parts) > 2:
         parts.pop()
     return Items(tuple(_read(part, depth) for part in parts), joined=joined)
+
+
+def _as_row(row: Value) -> Value:
+    """One of several solutions that semicolons part, such as `p = 5, q = 2; p = 7, q = 2`, as a point."""
+    if not isinstance(row, Items) or row.brackets:
+        return row
+    named = [member for member in row.members if isinstance(member, Equation) and member.name is not None]
+    if len(named) < len(row.members):
+        return Items(row.members, "()")
+    return Items(tuple(member.right for member in sorted(named, key=lambda item: item.name or "")), "()")
 
 
 def _is_one_number(answer: str) -> bool:
@@ -236,7 +243,7 @@ def _has_only_letters(value: Value) -> bool:
 
 
 def _name(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|mathbf|mathit|displaystyle)|[\s{}$]|\\(?:left|right|[,;:! ])", "", text)
+    return re.sub(r"\\(?:text|mathrm|mathbf|mathit|displaystyle)|[\s{}$]|\\(?:left|right|[,;:! ])", "", text).replace("\\", "")
 
 
 def _combined(answer: str, depth: int) -> Value | None:

@@ -102,7 +102,7 @@ def encoded(latex: str) -> str:
             continue
         name = f"{base}_{subscript}" if subscript else base
         if call is not None and greek == "Gamma":
-            parts.append(r"\Gamma ")
+            parts.append(r"\Gamma")
             continue
         if call is not None:
             name, position = f"{name}({latex[position:call].strip().lstrip('(').strip()})", call + 1
@@ -134,7 +134,7 @@ def _subscript(latex: str, position: int) -> tuple[str, int]:
         if token is None:
             return "", position
         content, after = token[0], token.end()
-    return re.sub(r"\\(?:text|mathrm|mathbf|mathit)|[\s{}]", "", content) or "_", after
+    return re.sub(r"\\(?:text|mathrm|mathbf|mathit)(?![A-Za-z])|[\s{}\\]", "", content) or "_", after
 
 
 def symbol(name: str) -> str:

@@ -67,7 +67,7 @@ _TWO_NUMBERS = re.compile(rf"(?<![\w.])({_NUMBER})\s+or\s+(?:[A-Za-z]\s*=\s*)?({
 # Mathematics in the open, of which a parser would take a number: "The answer is (1, 2).", "the ratio is 3:2".
 _STATED = re.compile(
     r"\b(?i:answers?(?:\s+(?:is|are))?|(?:solutions?(?:\s+set)?|roots|set|interval)(?:\s+(?:is|are)|(?=:)))\s*:?[\s*]*"
-    r"(?:(?i:the )?(?i:interval|set|point|pair) )?(\S[^\n$]*)"
+    r"(?:(?i:the )?(?i:interval|set|point|pair) )?([^\s$][^\n$]*)"
 )
 _STATED_MATHEMATICS = re.compile(r"(?:[(\[{]|\\[{(\[]).*[)\]}]|[^\\]*\\[a-z].*")
 _TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -86,7 +86,7 @@ _NUMBER_AND_UNIT = re.compile(rf"({_DIGITS})([A-Za-z]+)(\^\{{?[23]\}}?)?")
 _LIST = re.compile(rf"(?:{_TERMS})(?:(?:, (?:and|or) |,[ ]?| and | or )(?:{_TERMS}))++(?=[ .*]*\Z|[.;] |, [a-z]{{2}})")
 
 _FORMULA = re.compile(
-    r"(?<!\\)\$\$(?:[^$]|\$(?!\$))+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\\d])\$(?!\s*\d[\d,.]*\s)(?:\\\$|[^\n$])+?(?<!\\)\$"
+    r"(?<!\\)\$\$(?:[^$]|\$(?!\$))+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\\d])\$(?!\s*\d[\d,.]*\s+[A-Za-z][a-z]+)(?:\\\$|[^\n$])+?(?<!\\)\$"
     r"|-?\\[dtc]?frac\{[^{}]*\}\{[^{}]*\}",
     re.DOTALL,
 )
@@ -94,6 +94,7 @@ _PLAIN = re.compile(
     rf"(?:(?<=\s)|(?<=[=*(|>])|\A)[*]{{0,2}}{CURRENCY_SIGN}?\s?(-?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+)"
 )
 _PERCENT_AFTER = re.compile(r"\s*(\\?%|per ?cent\b|pct\b)")
+_NAME_ALONE = re.compile(r"(?:\$|\\\()\s*(?:[A-Za-z](?:_\w)?|[A-Z]{2,8})\s*(?:\$|\\\))")
 _RESULT = re.compile(r"=\s*\**\s*$")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
@@ -108,11 +109,15 @@ _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(?:(?:\\[ ,;!]|\{,\}| )\d{3})+(?:\.\d
 _END_OF_MEMBER = r"(?=[\s.$]*(?:\Z|[,;)\]]|\\?\}|\\text\s*\{\s*(?:and|or)\b))"
 _UNIT_IN_BRACES = re.compile(
     r"(?<=[\d})i!])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
-    rf"\\(text|mathrm|textrm|mbox)\s*\{{([^{{}}]*)\}}{POWER}{_END_OF_MEMBER}"
+    rf"\\(text|mathrm|textrm|textbf|mbox|mathsf|operatorname)\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}{POWER}{_END_OF_MEMBER}"
 )
 _NO_UNIT = re.compile(r"\s*(?:and|or|if|for|where|when|mod|is)\b|[^A-Za-z\u03a9\u00b5]*\Z")
 _CURRENCY = re.compile(rf"\\?{CURRENCY_SIGN}(?=\s*[-+]?[\d.\\(])|(?<=[\d}})])\s*\\?{CURRENCY_SIGN}(?=[\s.]*(?:\Z|[,;)\]]|\\\}}))")
+_CURRENCY_IN_TEXT = re.compile(
+    rf"\\(?:text|mathrm)\s*\{{\s*(?:(?:US|A|C)?\\?{CURRENCY_SIGN}|(?i:Rs\.?|USD|EUR|GBP|INR))\s*\}}(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
+)
 _GLUED = re.compile(rf"(?<=\d)(?={GLUED_UNITS}(?:\s*\^\s*\{{?[23]\}}?)?[\s.]*(?:\Z|[,;/)\]]|\\\}}|and\b))")
+_MORE_LIKELY_LETTERS = re.compile(r"\d(?:mg|ms|ha|rs|mi|ml)[\s.$]*\Z")
 _PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
 _UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{POWER}(?:[ ]?(?:/|per )[A-Za-z]+{POWER})?)")
@@ -203,6 +208,12 @@ def is_choice(answer: str) -> bool:
     return _CHOICE.fullmatch(answer.strip()) is not None
 
 
+def bare_choice(answer: str) -> str | None:
+    """The letter of a choice that is set as text, as in `\\text{(B)}`."""
+    match = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\(?[A-J]\)?)\s*\}", answer.strip())
+    return match[1] if match else None
+
+
 def without_choice(answer: str) -> str:
     """The answer without a letter before it, as in `\\textbf{(C) }12`."""
     return re.sub(r"\A\\(?:text|textbf|mathrm)\s*\{\s*\(?[A-J]\)\s*\}\s*(?=\S)", "", answer)
@@ -219,7 +230,8 @@ def stated_choice(text: str) -> str | None:
     begins the text, or is concluded; of several the last of the strongest kind. Letters that are denied do not count,
     and two letters joined by `or` are no choice."""
     lines = text.strip().splitlines() or [""]
-    if lone := _LONE_CHOICE.fullmatch(lines[-1].strip()):
+    last = unwrapped(lines[-1])
+    if lone := _LONE_CHOICE.fullmatch(bare_choice(last) or last):
         return lone[1]
     found: dict[int, str | None] = {}
     for match in _LETTER.finditer(text):
@@ -262,6 +274,8 @@ def stated_answer(text: str, *, word: bool) -> str | None:
 def last_answer(text: str) -> str | None:
     """The formula or the number that a text without a mark ends in: near the last `answer` if there is one, else the
     last. Of a number in plain text the whole expression that it stands in and the unit after it: `1.5e3`, `5 km`."""
+    if number := plain_number(text.strip(" \n*").rstrip(".")):
+        return number
     formulas = list(_FORMULA.finditer(text))
     taken = [False] * (len(text) + 1)
     for formula in formulas:
@@ -270,6 +284,7 @@ def last_answer(text: str) -> str | None:
     found = sorted((*formulas, *numbers), key=lambda match: match.end())
     anchors = [match.end() for match in re.finditer(r"(?i)answer", text)]
     near = [match for match in found if anchors and 0 <= match.start() - anchors[-1] <= 60]
+    near = [match for match in near if not _NAME_ALONE.fullmatch(match[0])] or near  # "the largest $n$ is 34"
     results = [match for match in near if _RESULT.search(text, anchors[-1], match.start())]
     chosen = results[-1] if results else near[0] if near else found[-1] if found else None
     if chosen is not None and chosen.re is _FORMULA:
@@ -339,17 +354,17 @@ def without_units(answer: str) -> str:
 
     def bare(match: re.Match[str]) -> str:
         circle, command, unit = match[1], match[2], match[3].strip()
-        if _NO_UNIT.match(unit):
+        if _NO_UNIT.match(unit) or (command in ("mathsf", "operatorname") and common_unit(f"1 {unit}") is None):
             return match[0]
         if len(unit) == 1 and unit not in UNITS and not (circle or (command != "mathrm" and unit.isupper())):
             return match[0]  # \mathrm{i}, \mathrm{e}
         return circle
 
-    answer = _CURRENCY.sub("", re.sub(r"\\(?:text|mathrm)\s*\{\s*\\?\$\s*\}", "", answer))
+    answer = _CURRENCY.sub("", _CURRENCY_IN_TEXT.sub("", answer))
     answer = _GLUED.sub(" ", answer)
     answer = _UNIT_IN_BRACES.sub(bare, answer)
     answer = DEGREES_OF.sub(r"\1", answer)
     match = UNIT.search(answer)
-    if match and len(match[1]) > 1 and common_unit(answer):
+    if match and len(match[1]) > 1 and common_unit(answer) and not _MORE_LIKELY_LETTERS.search(answer):
         answer = answer[: match.start()]
     return answer
