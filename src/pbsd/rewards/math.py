@@ -107,7 +107,7 @@ def _answer_of(text: str, *, choice: bool, word: bool) -> str:
         return ""
     answer = unwrapped(normalized(answer))
     if choice:
-        return math_text.named_choice(answer) or answer
+        return math_text.named_choice(answer) or math_text.stated_choice(answer) or answer
     return unwrapped(math_text.without_choice(answer))
 
 

@@ -67,15 +67,15 @@ def _equal_percent(gold: Value, found: Value) -> bool:
 
 def _given(equation: Equation, *, is_gold: bool) -> Value | None:
     """The value that an equation gives: what it names, or the result of a computation; None of any other equation. A
-    completion's left side may also be an expression of several letters, as in `2a + b = 7`, unless the other is 0."""
+    completion's left side may also be an expression of several letters, as in `2a + b = 7`, unless the right is 0."""
     if equation.name is not None:
         return equation.right
     left, right = equation.left, equation.right
     if isinstance(left, Scalar) and isinstance(right, Scalar) and not left.expression.free_symbols:
         return None if right.expression.free_symbols else right
-    if is_gold or (isinstance(right, Scalar) and right.expression == 0):
+    if is_gold or not isinstance(left, Scalar) or len(left.expression.free_symbols) < 2:
         return None
-    return right
+    return None if isinstance(right, Scalar) and right.expression == 0 else right
 
 
 def _equal_equations(gold: Equation, found: Equation) -> bool:

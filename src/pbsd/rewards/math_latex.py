@@ -81,7 +81,7 @@ _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
 _SCALES = {
     "percent": r"\%", "per cent": r"\%", "percentage": r"\%", "pct": r"\%", "percentage points": r"\%",
-    "hundred": r"\times 10^2", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9",
+    "dozen": r"\times 12", "hundred": r"\times 10^2", "lakh": r"\times 10^5", "crore": r"\times 10^7", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9",
     "trillion": r"\times 10^{12}",
 }  # fmt: skip
 _SCALED = re.compile(
@@ -89,7 +89,7 @@ _SCALED = re.compile(
     rf"({'|'.join(sorted(_SCALES, key=len, reverse=True))}|\\%|%)(?![A-Za-z])\.?\s*(?:(?<!\\)\}}(?!\}}))?"
 )
 _IN_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\Z")
-_MIXED = re.compile(r"(?<![\d.^_{\w\\}])(\d{1,30})\s*\\[dtc]?frac\s*\{\s*(\d{1,30})\s*\}\s*\{\s*(\d{1,30})\s*\}")
+_MIXED = re.compile(r"(?<![\d.^_}\w\\])(\d{1,30})\s*\\[dtc]?frac\s*\{\s*(\d{1,30})\s*\}\s*\{\s*(\d{1,30})\s*\}")
 _MIXED_IN_TEXT = re.compile(r"(?<![\d.^/\w])(\d{1,30})\s+(\d{1,30})\s*/\s*(\d{1,30})(?![\d/])")
 _DELIMITED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]|\$\$(.*)\$\$|\$(.*)\$", re.DOTALL)
 _ROUGHLY = re.compile(

@@ -23,6 +23,19 @@ UNITS = {
     )
     for word in names.split()
 }  # fmt: skip
+NO_UNIT = (
+    "and|or|if|for|where|when|mod|is|are|was|to|than|squared|cubed|factorial|more|less|times|plus|minus|over|not|except|"
+    "but|half|remainder|choose|divided|then|since|because|with|without"
+)
+"""Words behind a number that change what is said of it."""
+
+_LETTER_UNITS = {
+    "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Pa": "pascal", "K": "kelvin", "A": "ampere", "T": "tesla",
+    "F": "farad", "C": "coulomb", "H": "henry", "kN": "kilonewton", "kJ": "kj", "MW": "megawatt", "mW": "milliwatt",
+    "kV": "kilovolt", "mV": "millivolt", "mA": "milliampere", "MJ": "megajoule", "eV": "electronvolt", "MPa": "megapascal",
+}  # fmt: skip
+"""Units set as text that differ in the size of their letters."""
+
 _PRODUCTS = ("mg", "ms", "ha", "rs", "mi", "ml")  # right behind a number more likely letters
 GLUED_UNITS = "(?:(?i:{})s?|[A-Za-z]{{5,}})(?![A-Za-z])".format(
     "|".join(sorted((word for word in UNITS if len(word) > 1 and word not in _PRODUCTS), key=len, reverse=True))
@@ -37,6 +50,7 @@ UNIT = re.compile(
     rf"(?<=[\d}}])\s*(?<![A-Za-z])([A-Za-z]+)\.?{POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{POWER})?[\s$.]*\Z"
 )
 DEGREES_OF = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?\s*\Z")
+_LETTER_UNIT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:\\,)?\s*([A-Za-z]{1,3})\s*\}[\s.$]*\Z")
 _AMOUNT = r"[-+]?\s*\d[\d,.]*"
 _MONEY = re.compile(rf"\\?({CURRENCY_SIGN})\s*{_AMOUNT}|{_AMOUNT}\s*\\?({CURRENCY_SIGN})")
 _QUANTITY = re.compile(
@@ -93,7 +107,7 @@ def is_notation(answer: str) -> bool:
 
 def words(answer: str) -> str | None:
     """An answer in words, in small letters: set as text, or of two words and more, or of one that is no product of
-    letters (five letters at least). None for anything else."""
+    letters (five letters at least). None for anything else, and for more than eight words."""
     text = TEXT.fullmatch(answer) or _BOLD.fullmatch(answer)
     plain = TEXT.sub(r"\1", _BOLD.sub(r"\1", answer)).strip(" .$")
     parts = plain.replace(",", " ").split()
@@ -103,7 +117,7 @@ def words(answer: str) -> str | None:
         return None
     if not any(re.fullmatch(r"[A-Za-z'.-]{3,}|no|on|up|in", part, re.IGNORECASE) for part in parts):
         return None
-    if len(parts) == 1 and not text and len(plain) < 5:
+    if len(parts) > 8 or (len(parts) == 1 and not text and len(plain) < 5):
         return None
     return " ".join(plain.lower().split())
 
@@ -128,6 +142,8 @@ def common_unit(answer: str) -> str | None:
     """The common unit at the answer's end, such as `cm^2` or `km/h`; None for any other."""
     if money := _MONEY.fullmatch(answer.strip()):
         return CURRENCIES.get(money[1] or money[2])
+    if (letter := _LETTER_UNIT.search(answer)) and letter[1] in _LETTER_UNITS:
+        return _LETTER_UNITS[letter[1]]
     # A unit in words follows a digit or a brace; one in \text{} may follow anything.
     match = UNIT.search(TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h"))
     if match is None:

@@ -130,7 +130,7 @@ def _subscript(latex: str, position: int) -> tuple[str, int]:
             return "", position
         content, after = latex[start + 1 : end], end + 1
     else:
-        token = re.compile(r"\\[A-Za-z]+|.", re.DOTALL).match(latex, start)
+        token = re.compile(r"\\[A-Za-z]+|\d+|.", re.DOTALL).match(latex, start)
         if token is None:
             return "", position
         content, after = token[0], token.end()
@@ -143,8 +143,8 @@ def symbol(name: str) -> str:
 
 
 def decoded(expression: Any) -> Any:
-    """The expression with the names that `encoded` hid, `i` as the imaginary unit, and functions that are not known
-    (the zeta function) as symbols."""
+    """The expression with the names that `encoded` hid, `i` as the imaginary unit, functions that are not known as
+    symbols, and odd roots of negative numbers as the real ones."""
     names: dict[Any, Any] = {}
     for item in expression.free_symbols:
         if item.name == "i":
@@ -153,4 +153,8 @@ def decoded(expression: Any) -> Any:
             names[item] = sympy.Symbol(bytes.fromhex(item.name[1:]).decode(), real=True)
     for call in expression.atoms(sympy.core.function.AppliedUndef):
         names[call] = sympy.Symbol(str(call), real=True)
+    for power in expression.atoms(sympy.Pow):
+        base, exponent = power.args
+        if base.is_Rational and base < 0 and exponent.is_Rational and exponent.q % 2 and not exponent.is_Integer:
+            names[power] = (-1) ** exponent.p * sympy.Pow(-base, exponent)  # the real root
     return expression.xreplace(names) if names else expression

@@ -9,6 +9,7 @@ from pbsd.rewards.math_notation import (
     CURRENCY_SIGN,
     DEGREES_OF,
     GLUED_UNITS,
+    NO_UNIT,
     POWER,
     UNIT,
     UNITS,
@@ -30,6 +31,7 @@ _FINAL = re.compile(
     r"\b(?i:final\s+answer)\s*\**\s*(?:(?i:is)|:)\s*\**\s*:?\s*"
     r"|(?:\A|\n)[ \t>*_#]*(?i:answer)\s*:\s*\**[ \t]*(?=\S[^\n]*\s*\Z)|\b(?i:answer\s+is)\s*:?\s*\**\s*(?=[^\n]{1,80}\Z)"
 )
+_END = re.compile(r"\s*(?:\\?%|[A-Za-z]+(?:\^\d)?)?[\s.*]*\Z")
 _HASHES = re.compile(r"(?m)^[ \t]*####(?!#)[ \t]*(.*)$")
 _PLAIN_LINE = re.compile(rf"{CURRENCY_SIGN}?\s*[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?\.?")
 
@@ -76,8 +78,10 @@ _TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 # operator belongs to it; a blank is no product. Possessive, because a model's text may be long and made of digits.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?+|\.\d++"
 _LETTER_OF_TERM = r"(?![aAI] [A-Za-z])[A-Za-z](?![A-Za-z'])"  # no article, no pronoun
-_GROUP = rf"\((?:[\d .,+*/^=-]|pi|sqrt|{_LETTER_OF_TERM})++\)|(?<=\^)\{{[\w+*/-]++\}}"
-_FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|sqrt(?=\()|{_LETTER_OF_TERM}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
+_FUNCTION = r"(?:sqrt|cbrt|exp|log|ln|sin|cos|tan)(?=\()"
+_INNER = rf"(?:[\d .,+*/^=-]|pi|{_FUNCTION}|{_LETTER_OF_TERM})"
+_GROUP = rf"\((?:{_INNER}|\((?:{_INNER}|\({_INNER}*+\))*+\))++\)|(?<=\^)\{{[\w+*/-]++\}}"
+_FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|{_FUNCTION}|{_LETTER_OF_TERM}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
 _OPERATOR = r"(?!\s[-+]\S)[ \t]*+(?:\*\*|[-+*/^=\u00d7\u00f7]|(?<=\d):(?=\d)|x(?=[ \t]*10\^))[ \t]*+"
 _TERMS = rf"[-+]?(?:\d++[ ]\d++/\d++|{_FACTOR})(?:{_OPERATOR}[-+]?{_FACTOR})*+"
 _EXPRESSION = re.compile(rf"(?<![\w.,)\\^_/'-]){_TERMS}")
@@ -95,11 +99,12 @@ _PLAIN = re.compile(
 )
 _PERCENT_AFTER = re.compile(r"\s*(\\?%|per ?cent\b|pct\b)")
 _NAME_ALONE = re.compile(r"(?:\$|\\\()\s*(?:[A-Za-z](?:_\w)?|[A-Z]{2,8})\s*(?:\$|\\\))")
+_FORMULA_SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)?|and|or)\s*")
 _RESULT = re.compile(r"=\s*\**\s*$")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
 # One letter is a unit only if it is known as one: "7 x" is a product.
-_UNIT_WORD = rf"(?:[A-Za-z]{{2,}}|[mgshl]){POWER}"
+_UNIT_WORD = rf"(?!(?:{NO_UNIT})\b)(?:[A-Za-z]{{2,}}|[mgshl]){POWER}"
 _NUMBER_WITH_UNIT = re.compile(
     rf"(?:(?:US|A|C|HK)?\\?{CURRENCY_SIGN}|Rs\.?|USD|EUR|GBP|INR)?\s*([-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+|/[1-9]\d*)?|[-+]?\.\d+)\.?"
     rf"(?:(?:\s+|(?={GLUED_UNITS})){_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?|\s*\\?{CURRENCY_SIGN})?",
@@ -111,7 +116,7 @@ _UNIT_IN_BRACES = re.compile(
     r"(?<=[\d})i!])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
     rf"\\(text|mathrm|textrm|textbf|mbox|mathsf|operatorname)\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}{POWER}{_END_OF_MEMBER}"
 )
-_NO_UNIT = re.compile(r"\s*(?:and|or|if|for|where|when|mod|is)\b|[^A-Za-z\u03a9\u00b5]*\Z")
+_NO_UNIT = re.compile(rf"\s*(?:{NO_UNIT})\b|[^A-Za-z\u03a9\u00b5]*\Z")
 _CURRENCY = re.compile(rf"\\?{CURRENCY_SIGN}(?=\s*[-+]?[\d.\\(])|(?<=[\d}})])\s*\\?{CURRENCY_SIGN}(?=[\s.]*(?:\Z|[,;)\]]|\\\}}))")
 _CURRENCY_IN_TEXT = re.compile(
     rf"\\(?:text|mathrm)\s*\{{\s*(?:(?:US|A|C)?\\?{CURRENCY_SIGN}|(?i:Rs\.?|USD|EUR|GBP|INR))\s*\}}(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
@@ -120,6 +125,7 @@ _GLUED = re.compile(rf"(?<=\d)(?={GLUED_UNITS}(?:\s*\^\s*\{{?[23]\}}?)?[\s.]*(?:
 _MORE_LIKELY_LETTERS = re.compile(r"\d(?:mg|ms|ha|rs|mi|ml)[\s.$]*\Z")
 _PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
+_TIME_OF_DAY = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d)(?:\s*[ap]\.?\s?m\b\.?)?", re.IGNORECASE)
 _UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{POWER}(?:[ ]?(?:/|per )[A-Za-z]+{POWER})?)")
 
 
@@ -192,14 +198,12 @@ def _finally_stated(text: str, after: int | None) -> str | None:
         return None
     for statement in reversed(list(_FINAL.finditer(text, after))):
         rest = text[statement.end() :]
-        if formula := _FORMULA.match(rest):
-            return _formula_with_unit(rest, formula)
-        if several := _LIST.match(rest):
-            return several[0]
-        if number := _EXPRESSION.match(rest):
-            return _with_unit(rest, number)
-        if money := _PLAIN.match(rest):
-            return money[0].strip(" *")
+        found = next((match for kind in (_FORMULA, _LIST, _EXPRESSION, _PLAIN) if (match := kind.match(rest))), None)
+        if found is None or not (statement[0].lower().startswith("final") or _END.match(rest, found.end())):
+            continue
+        if found.re is _FORMULA:
+            return _formula_with_unit(rest, found)
+        return _with_unit(rest, found) if found.re is _EXPRESSION else found[0].strip(" *")
     return None
 
 
@@ -229,6 +233,7 @@ def stated_choice(text: str) -> str | None:
     """The letter that a text without a mark chooses: one that stands alone in the last line, is said to be the answer,
     begins the text, or is concluded; of several the last of the strongest kind. Letters that are denied do not count,
     and two letters joined by `or` are no choice."""
+    text = re.sub(r"\$|\\[()\[\]]", " ", re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text))
     lines = text.strip().splitlines() or [""]
     last = unwrapped(lines[-1])
     if lone := _LONE_CHOICE.fullmatch(bare_choice(last) or last):
@@ -276,20 +281,31 @@ def last_answer(text: str) -> str | None:
     last. Of a number in plain text the whole expression that it stands in and the unit after it: `1.5e3`, `5 km`."""
     if number := plain_number(text.strip(" \n*").rstrip(".")):
         return number
-    formulas = list(_FORMULA.finditer(text))
-    taken = [False] * (len(text) + 1)
-    for formula in formulas:
-        taken[formula.start() : formula.end()] = [True] * (formula.end() - formula.start())
-    numbers = [number for number in _PLAIN.finditer(text) if not taken[number.start(1)]]
-    found = sorted((*formulas, *numbers), key=lambda match: match.end())
+    formulas = _formulas(text)
+    places = [place for group in formulas for place in range(group[0].start(), group[-1].end())]
+    inside = set(places)
+    numbers = [[number] for number in _PLAIN.finditer(text) if number.start(1) not in inside]
+    found = sorted((*formulas, *numbers), key=lambda group: group[-1].end())
     anchors = [match.end() for match in re.finditer(r"(?i)answer", text)]
-    near = [match for match in found if anchors and 0 <= match.start() - anchors[-1] <= 60]
-    near = [match for match in near if not _NAME_ALONE.fullmatch(match[0])] or near  # "the largest $n$ is 34"
-    results = [match for match in near if _RESULT.search(text, anchors[-1], match.start())]
-    chosen = results[-1] if results else near[0] if near else found[-1] if found else None
-    if chosen is not None and chosen.re is _FORMULA:
-        return _formula_with_unit(text, chosen)
+    near = [group for group in found if anchors and 0 <= group[0].start() - anchors[-1] <= 60]
+    near = [group for group in near if not _NAME_ALONE.fullmatch(group[0][0])] or near  # "the largest $n$ is 34"
+    results = [group for group in near if _RESULT.search(text, anchors[-1], group[0].start())]
+    group = results[-1] if results else near[0] if near else found[-1] if found else None
+    if group is not None and group[0].re is _FORMULA:
+        return ", ".join(_formula_with_unit(text, formula) for formula in group)
+    chosen = group[0] if group is not None else None
     return whole_answer(text, chosen[1].replace(",", "") if chosen else "") or (chosen[1] if chosen else None)
+
+
+def _formulas(text: str) -> list[list[re.Match[str]]]:
+    """The formulas in the text, those together that only a comma, `and` or `or` parts."""
+    groups: list[list[re.Match[str]]] = []
+    for formula in _FORMULA.finditer(text):
+        if groups and _FORMULA_SEPARATOR.fullmatch(text[groups[-1][-1].end() : formula.start()]):
+            groups[-1].append(formula)
+        else:
+            groups.append([formula])
+    return groups
 
 
 def _formula_with_unit(text: str, formula: re.Match[str]) -> str:
@@ -323,6 +339,8 @@ def whole_answer(text: str, found: str) -> str | None:
 
 def _with_unit(text: str, match: re.Match[str]) -> str:
     answer = re.sub(r"(?<=\d),(?=\d{3})", "", match[0])
+    if time := _TIME_OF_DAY.match(text, match.start()):
+        return time[0]
     if tight := _NUMBER_AND_UNIT.fullmatch(answer):
         if len(tight[2]) > 1 or tight[2] in UNITS:
             return rf"{tight[1]}\text{{ {tight[2]}}}{tight[3] or ''}"
