@@ -1,7 +1,8 @@
 """Rewards: is a completion right, and what is it worth?
 
-A grader judges one completion and returns a `Grade`: `math.py` with `math_text.py` and `math_compare.py`,
-`tools.py` with `tool_syntax.py` and `paper_parity.py`, `format.py`.
+A grader judges one completion and returns a `Grade`: `math.py` (`math_text.py` finds the answer, `math_latex.py`,
+`math_notation.py` and `math_symbols.py` know how it is written, `math_read.py` reads it, `math_compare.py` and
+`math_numbers.py` compare), `tools.py` with `tool_syntax.py` and `paper_parity.py`, `format.py`.
 `pool.py` runs graders in worker processes (`worker.py`, `wire.py`) that are killed at a time limit.
 `functions.py` makes graders, users' functions and names into reward functions with TRL's signature.
 `batch.py` runs several of them on a batch and adds up; an unknown reward stays unknown.

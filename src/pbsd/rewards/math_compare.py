@@ -24,11 +24,12 @@ def equal(gold: Value, found: Value) -> bool:
         return _equal_equations(gold, found)
     if isinstance(gold, Inequality) and isinstance(found, Inequality):
         return _equal_inequalities(gold, found)
-    if isinstance(gold, Equation) or isinstance(found, Equation):
-        given = _given(gold if isinstance(gold, Equation) else found, is_gold=isinstance(gold, Equation))
-        if given is None:
-            return False
-        return equal(given, found) if isinstance(gold, Equation) else equal(gold, given)
+    if isinstance(gold, Equation):
+        given = _given(gold, is_gold=True)
+        return given is not None and equal(given, found)
+    if isinstance(found, Equation):
+        given = _given(found, is_gold=False)
+        return given is not None and equal(gold, given)
     if isinstance(gold, Words) or isinstance(found, Words):
         return _equal_words(gold, found)
     if isinstance(gold, Percent) or isinstance(found, Percent):
@@ -47,7 +48,7 @@ def _equal_words(gold: Value, found: Value) -> bool:
     if isinstance(gold, Words) and isinstance(found, Words):
         return gold.words == found.words
     reals = Known(sympy.S.Reals)
-    if isinstance(found, Words) and gold == reals or isinstance(gold, Words) and found == reals:
+    if (isinstance(found, Words) and gold == reals) or (isinstance(gold, Words) and found == reals):
         words = found.words if isinstance(found, Words) else gold.words  # type: ignore[union-attr]
         return words in ("all real numbers", "all reals", "the real numbers")
     return False
@@ -87,10 +88,11 @@ def _equal_equations(gold: Equation, found: Equation) -> bool:
         return False
     if not (_is_scalar(gold) and _is_scalar(found)):
         return equal(gold.left, found.left) and equal(gold.right, found.right)
-    left, right = (_sides(side) for side in (gold, found))
-    if not (left[0] - left[1]).free_symbols or not (right[0] - right[1]).free_symbols:
-        return math_numbers.equal(left[0], right[0]) and math_numbers.equal(left[1], right[1])
-    return _same_solutions(left[0] - left[1], right[0] - right[1])
+    (left, right), (other_left, other_right) = _sides(gold), _sides(found)
+    first, second = left - right, other_left - other_right
+    if not first.free_symbols or not second.free_symbols:
+        return math_numbers.equal(left, other_left) and math_numbers.equal(right, other_right)
+    return _same_solutions(first, second)
 
 
 def _with_argument_of(name: str, found: Equation) -> Value | None:
@@ -140,7 +142,10 @@ def _same_solutions(first: Any, second: Any) -> bool:
 
 def _equal_inequalities(gold: Inequality, found: Inequality) -> bool:
     if len(gold.sides) == len(found.sides):
-        for signs, sides in ((found.signs, found.sides), (tuple(_TURNED[s] for s in found.signs[::-1]), found.sides[::-1])):
+        for signs, sides in (
+            (found.signs, found.sides),
+            (tuple(_TURNED[s] for s in found.signs[::-1]), found.sides[::-1]),
+        ):
             if signs == gold.signs and all(equal(a, b) for a, b in zip(gold.sides, sides, strict=True)):
                 return True
     letters = [_letters(item) for item in (gold, found)]
@@ -211,7 +216,11 @@ def _as_point(items: Items, other: Items) -> Items:
 
 
 def _matched(gold: Items, found: Items) -> bool:
-    """Is every member of one a member of the other? Numbers are put in order first, so that long sets are quick."""
+    """Is every member of one a member of the other? Numbers are put in order first, so that long sets are quick; of
+    fractions, and points of fractions, the sets are compared."""
+    exact = [{_exact(member) for member in items.members} for items in (gold, found)]
+    if None not in exact[0] | exact[1]:
+        return exact[0] == exact[1]
     keys = [[_key(member) for member in items.members] for items in (gold, found)]
     if all(key is not None for side in keys for key in side):
         ordered = [
@@ -228,8 +237,16 @@ def _distinct(members: list[Value]) -> list[Value]:
     return [member for place, member in enumerate(members) if place == 0 or not equal(members[place - 1], member)]
 
 
-def _key(value: Value) -> tuple[Any, ...] | None:
-    """By which a number, or a point of numbers, is put in order; None of anything else."""
+def _exact(value: Value) -> Any:
+    """A fraction, or a point of fractions, as what equals only itself; None of anything else."""
+    if isinstance(value, Items) and value.brackets == "()":
+        parts = tuple(_exact(member) for member in value.members)
+        return None if None in parts else parts
+    return value.expression if isinstance(value, Scalar) and value.expression.is_Rational else None
+
+
+def _key(value: Value) -> Any:
+    """By which a number is put in order; None of anything else."""
     if isinstance(value, Scalar) and isinstance(value.expression, sympy.Expr) and not value.expression.free_symbols:
         return math_numbers.approximation(value.expression)
     return None
@@ -315,7 +332,11 @@ def _half_line(left: Any, sign: str, right: Any, letter: Any) -> Any:
         if sign == "!=":
             return sympy.S.Reals - sympy.FiniteSet(end)
         is_open = sign in "<>"
-        return sympy.Interval(-sympy.oo, end, True, is_open) if "<" in sign else sympy.Interval(end, sympy.oo, is_open, True)
+        return (
+            sympy.Interval(-sympy.oo, end, True, is_open)
+            if "<" in sign
+            else sympy.Interval(end, sympy.oo, is_open, True)
+        )
     difference = sympy.expand(left - right)
     slope = difference.coeff(letter, 1)
     rest = difference - slope * letter
@@ -331,12 +352,12 @@ def _half_line(left: Any, sign: str, right: Any, letter: Any) -> Any:
 def _same_set(first: Any, second: Any) -> bool:
     if first == second:
         return True
-    pieces = [_pieces(item) for item in (first, second)]
-    if None in pieces or len(pieces[0]) != len(pieces[1]):
+    pieces, others = _pieces(first), _pieces(second)
+    if pieces is None or others is None or len(pieces) != len(others):
         return False
     return all(
         a[2:] == b[2:] and math_numbers.equal(a[0], b[0]) and math_numbers.equal(a[1], b[1])
-        for a, b in zip(*pieces, strict=True)
+        for a, b in zip(pieces, others, strict=True)
     )
 
 

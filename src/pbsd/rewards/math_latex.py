@@ -14,6 +14,13 @@ _INVISIBLE = (
     0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070),
 )  # fmt: skip
 _STYLED_LETTERS = range(0x1D400, 0x1D7CE)  # bold, italic ... as Unicode has them for mathematics
+_COMMANDS = {
+    "\u00d7": r"\times", "\u00f7": r"\div", "\u00b1": r"\pm", "\u2213": r"\mp", "\u2264": r"\le", "\u2265": r"\ge",
+    "\u2260": r"\ne", "\u2248": r"\approx", "\u222a": r"\cup", "\u2229": r"\cap", "\u2208": r"\in",
+    "\u2205": r"\emptyset", "\u2216": r"\setminus", "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}",
+    "\u2115": r"\mathbb{N}", "\u211a": r"\mathbb{Q}", "\u2102": r"\mathbb{C}", "π": r"\pi", "√": r"\sqrt",
+    "∠": r"\angle", "⟨": "(", "⟩": ")", "∧": r"\land", "\u2228": r"\lor", "≡": r"\equiv", "→": r"\to",
+}  # fmt: skip
 _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
@@ -27,16 +34,7 @@ _SYMBOLS = str.maketrans(
         "∞": r"\infty ",
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms of ASCII
         **{char: f" {unicodedata.normalize('NFKC', char)}".replace("\u2044", "/") for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
-        **{
-            char: rf"{command} "
-            for char, command in {
-                "×": r"\times", "÷": r"\div", "±": r"\pm", "∓": r"\mp", "≤": r"\le", "≥": r"\ge", "≠": r"\ne",
-                "≈": r"\approx", "∪": r"\cup", "∩": r"\cap", "∈": r"\in", "∅": r"\emptyset", "∖": r"\setminus",
-                "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-                "π": r"\pi", "√": r"\sqrt", "∠": r"\angle", "⟨": "(", "⟩": ")", "∧": r"\land", "∨": r"\lor",
-                "≡": r"\equiv", "→": r"\to",
-            }.items()
-        },
+        **{char: f"{command} " for char, command in _COMMANDS.items()},
         **{char: rf"\{unicodedata.name(char).split()[-1].lower()} " for char in "αβγδεζηθικλμνξρστυφχψωΓΔΘΞΣΦΨΩ"
            if unicodedata.name(char).startswith("GREEK SMALL")},
         **{char: rf"\{unicodedata.name(char).split()[-1].capitalize()} " for char in "ΓΔΘΞΣΦΨΩ"},
@@ -48,23 +46,30 @@ _VARIANTS = (
     (r"\varnothing", r"\emptyset"), (r"\log_e", r"\ln"), (r"\log_{e}", r"\ln"), (r"\langle", "("), (r"\rangle", ")"),
     (r"\lbrace", r"\{"), (r"\rbrace", r"\}"), (r"\leqslant", r"\le"), (r"\geqslant", r"\ge"), (r"\leq", r"\le"),
     (r"\geq", r"\ge"), (r"\neq", r"\ne"), (r"\lt", "<"), (r"\gt", ">"), (r"\degree", r"^\circ"), (r"\colon", ":"),
-    (r"\vert", "|"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\dots", r"\ldots"), (r"\cdots", r"\ldots"), (r"\lg", r"\log"),
+    (r"\vert", "|"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\dots", r"\ldots"), (r"\cdots", r"\ldots"),
+    (r"\lg", r"\log"),
     (r"\euro", "€"), (r"\pounds", "£"), (r"\textdollar", r"\$"), (r"\texteuro", "€"), (r"\textsterling", "£"),
     (r"\textdegree", r"^\circ "), (r"\backslash", r"\setminus"), (r"\smallsetminus", r"\setminus"), (r"\ast", "*"),
     (r"\dbinom", r"\binom"), (r"\tbinom", r"\binom"), (r"\thinspace", r"\,"), (r"\textpercent", r"\%"),
     (r"\lbrack", "["), (r"\rbrack", "]"), (r"\imath", "i"), (r"\mid", r"\mid"),
 )  # fmt: skip
 _VARIANT = re.compile(
-    "|".join(re.escape(name) for name, _ in sorted(_VARIANTS, key=lambda pair: -len(pair[0]))).join(("(", ")(?![A-Za-z])"))
+    "|".join(re.escape(name) for name, _ in sorted(_VARIANTS, key=lambda pair: -len(pair[0]))).join(
+        ("(", ")(?![A-Za-z])")
+    )
 )
 _KNOWN = dict(_VARIANTS)
-_TEXT_MACRO = re.compile(r"\\(?:textnormal|textit|textrm|textsf|texttt|textup|textmd|hbox|unit|si|operatorname\*)(?=\s*\{)")
+_TEXT_MACRO = re.compile(
+    r"\\(?:textnormal|textit|textrm|textsf|texttt|textup|textmd|hbox|unit|si|operatorname\*)(?=\s*\{)"
+)
 _ROMAN = re.compile(r"\{\s*\\(?:rm|tt|sf|it)\b\s*([^{}]*)\}")
 _QUANTITY = re.compile(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?![a-zA-Z])"
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _SIZES = re.compile(r"\\(?:m?left|m?right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\s*")
-_GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:\s*(?:,\\!|\{\s*,\s*\}|,\{\}|\\,|\\ |\\;|\\:|\\!|,\\,|~)\s*\d{3})+)(?!\d)")
+_GROUPED = re.compile(
+    r"(?<![\d.])(\d{1,3})((?:\s*(?:,\\!|\{\s*,\s*\}|,\{\}|\\,|\\ |\\;|\\:|\\!|,\\,|~)\s*\d{3})+)(?!\d)"
+)
 _GROUPED_BY_COMMAS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 _SPACING = re.compile(
@@ -81,8 +86,8 @@ _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
 _SCALES = {
     "percent": r"\%", "per cent": r"\%", "percentage": r"\%", "pct": r"\%", "percentage points": r"\%",
-    "dozen": r"\times 12", "hundred": r"\times 10^2", "lakh": r"\times 10^5", "crore": r"\times 10^7", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9",
-    "trillion": r"\times 10^{12}",
+    "dozen": r"\times 12", "hundred": r"\times 10^2", "thousand": r"\times 10^3", "lakh": r"\times 10^5",
+    "million": r"\times 10^6", "crore": r"\times 10^7", "billion": r"\times 10^9", "trillion": r"\times 10^{12}",
 }  # fmt: skip
 _SCALED = re.compile(
     r"(?<=[\d})])\s*(?:\\[ ,;:!]\s*|~)*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?<![A-Za-z])"
@@ -93,7 +98,8 @@ _MIXED = re.compile(r"(?<![\d.^_}\w\\])(\d{1,30})\s*\\[dtc]?frac\s*\{\s*(\d{1,30
 _MIXED_IN_TEXT = re.compile(r"(?<![\d.^/\w])(\d{1,30})\s+(\d{1,30})\s*/\s*(\d{1,30})(?![\d/])")
 _DELIMITED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]|\$\$(.*)\$\$|\$(.*)\$", re.DOTALL)
 _ROUGHLY = re.compile(
-    r"\A(?:(?:is|equals|about|approximately|approx\.?|exactly|roughly|around|nearly|only|just|a total of|in total)\s+)+(?=[-+$\d\\.(])",
+    r"\A(?:(?:is|equals|about|approximately|approx\.?|exactly|roughly|around|nearly|only|just|a total of|in total)\s+)+"
+    r"(?=[-+$\d\\.(])",
     re.IGNORECASE,
 )
 
@@ -103,14 +109,17 @@ _CODE_FUNCTIONS = (
     "floor", "ceil", "ceiling", "pow",
 )  # fmt: skip
 _CODE_CALL = re.compile(
-    rf"(?<![\\A-Za-z])(?:(?:np|numpy|math|sympy|sp)\.)?({'|'.join(sorted(_CODE_FUNCTIONS, key=len, reverse=True))})\s*\("
+    rf"(?<![\\A-Za-z])(?:(?:np|numpy|math|sympy|sp)\.)?"
+    rf"({'|'.join(sorted(_CODE_FUNCTIONS, key=len, reverse=True))})\s*\("
 )
 _CODE_NAMES = re.compile(r"(?<![\\A-Za-z{])(?:(?:np|numpy|math|sympy|sp)\.)?(pi|infinity|inf|oo)(?![A-Za-z}(])")
 _BARE_FUNCTION = re.compile(r"(?<![\\A-Za-z{])(sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[\d\\x({^_]|\s+[A-Za-z]\b)")
 _POWER_OF_GROUP = re.compile(r"\^\s*\(")
 _DEGREES = r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])\s*)"
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_ANGLE = re.compile(rf"(\d+(?:\.\d+)?|(?<![\\A-Za-z])[A-Za-z]|\\(?:alpha|beta|gamma|theta|phi|pi)(?![A-Za-z])\s*)\s*{_DEGREES}")
+_ANGLE = re.compile(
+    rf"(\d+(?:\.\d+)?|(?<![\\A-Za-z])[A-Za-z]|\\(?:alpha|beta|gamma|theta|phi|pi)(?![A-Za-z])\s*)\s*{_DEGREES}"
+)
 _ANGLE_OF_GROUP = re.compile(rf"\(([^()]*)\)\s*{_DEGREES}|(\\[dtc]?frac\s*{_GROUP}\s*{_GROUP})\s*{_DEGREES}")
 
 
@@ -152,8 +161,8 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def unwrapped(answer: str) -> str:
-    """The answer without what stands around it (Markdown, dollars, `\\text{}`, "about"), with scales, percentages, mixed
-    numbers and exponents as LaTeX has them."""
+    """The answer without what stands around it (Markdown, dollars, `\\text{}`, "about"), with scales, percentages and
+    exponents as LaTeX has them."""
     previous = None
     while answer != previous:
         previous = answer
@@ -271,7 +280,7 @@ def expression(answer: str) -> str:
     """An expression in the LaTeX that the parser knows: Python's notation, sizes and blanks, mixed numbers, degrees."""
     answer = without_sizes(answer)
     answer = _code(answer)
-    answer = re.sub(rf"\\[dtc]frac(?![A-Za-z])", r"\\frac", answer)
+    answer = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", answer)
     answer = re.sub(r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}", answer)
     answer = re.sub(r"\^\s*([-+]\s*\d+|[-+]\s*[A-Za-z]\b)", r"^{\1}", answer)
     answer = re.sub(r"\\log_\s*(\d)\s*(?=[\d(\\{])", r"\\log_{\1} ", answer)

@@ -32,7 +32,8 @@ NO_UNIT = (
 _LETTER_UNITS = {
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Pa": "pascal", "K": "kelvin", "A": "ampere", "T": "tesla",
     "F": "farad", "C": "coulomb", "H": "henry", "kN": "kilonewton", "kJ": "kj", "MW": "megawatt", "mW": "milliwatt",
-    "kV": "kilovolt", "mV": "millivolt", "mA": "milliampere", "MJ": "megajoule", "eV": "electronvolt", "MPa": "megapascal",
+    "kV": "kilovolt", "mV": "millivolt", "mA": "milliampere", "MJ": "megajoule", "eV": "electronvolt",
+    "MPa": "megapascal",
 }  # fmt: skip
 """Units set as text that differ in the size of their letters."""
 

@@ -30,7 +30,7 @@ class Undecided(Exception):
 
 
 def is_defined(expression: Any) -> bool:
-    """Has the expression a value? `1/0`, `\\infty - \\infty` and `x/0` have none; plus and minus infinity are values."""
+    """Has the expression a value? `1/0`, `\\infty - \\infty` and `x/0` have none; plus and minus infinity have."""
     if expression in (sympy.oo, -sympy.oo):
         return True
     if expression.has(*_UNDEFINED, sympy.oo, -sympy.oo) and not expression.has(*_TO_WORK_OUT):
@@ -39,22 +39,44 @@ def is_defined(expression: Any) -> bool:
         return all(is_defined(entry) for entry in expression)
     if not isinstance(expression, sympy.Expr) or expression.has(*_TO_WORK_OUT):
         return True
-    if not _may_be_undefined(expression):
-        return True
+    parts = [part for part in sympy.preorder_traversal(expression) if part.is_Pow or isinstance(part, sympy.Function)]
+    if any(_is_undefined(part) for part in parts):
+        return False
+    if not any(part.free_symbols for part in parts):
+        return all(_is_finite(part) for part in parts)
     values = (_value(expression, point) for point in _points(expression, expression))
     return any(value is None or value.is_finite for value in values)
 
 
-def _may_be_undefined(expression: Any) -> bool:
-    """Only a quotient or a function can be: what is added and multiplied from numbers and letters has a value."""
-    return any(
-        isinstance(part, sympy.Function) or (part.is_Pow and not (part.exp.is_Integer and part.exp.is_nonnegative))
-        for part in sympy.preorder_traversal(expression)
-    )
+def _is_undefined(part: Any) -> bool:
+    """Is it a quotient by 0, `0^0`, or a function where it has no value, such as `\\ln 0` and `\\tan 90^\\circ`?"""
+    if part.is_Pow:
+        base, exponent = part.args
+        if (exponent.is_Integer and exponent > 0) or (base.is_Rational and base != 0):
+            return False
+        if not base.is_number:
+            return bool(base.is_Add and sympy.Add(*base.args) == 0)
+        positive = exponent.is_positive if exponent.is_number else False
+        return not positive and is_zero(base)
+    if part.free_symbols or not all(_is_short(argument) for argument in part.args):
+        return False
+    return bool(part.func(*(argument.doit() for argument in part.args)).has(*_UNDEFINED, sympy.oo, -sympy.oo))
+
+
+def _is_finite(part: Any) -> bool:
+    value = _value(part, {})
+    return value is None or bool(value.is_finite)
+
+
+def _is_short(number: Any) -> bool:
+    """Can a number be written out, because its powers are small?"""
+    return all(
+        (power.exp.is_Rational and abs(power.exp) < 1000) or power.base is sympy.E for power in number.atoms(sympy.Pow)
+    ) and not number.has(sympy.factorial)
 
 
 def equal(first: Any, second: Any) -> bool:
-    """Are two expressions or matrices equal wherever both are real? Raises `Undecided` where neither can be evaluated."""
+    """Are two expressions or matrices equal wherever both are real? Raises `Undecided` where they have no values."""
     matrices = [isinstance(item, sympy.MatrixBase | sympy.MatrixExpr) for item in (first, second)]
     if any(matrices):
         return all(matrices) and _equal_matrices(first.doit(), second.doit())
@@ -81,15 +103,20 @@ def _equal_matrices(first: Any, second: Any) -> bool:
 
 def is_zero(number: Any) -> bool:
     """Is a number without letters 0? Raises `Undecided` where it has no value."""
+    if _is_rational(number):
+        return bool(number.doit() == 0)
     rough = _value(number, {})
+    if rough is not None and rough.is_finite and abs(rough) < 1e-50 and _is_short(number):
+        number = number.doit()  # what cancels within a power has digits, but not its own
+        if number.is_Rational:
+            return bool(number == 0)
+        rough = _value(number, {})
     if rough is None:
         return _simplified_to_zero(number)
     if not rough.is_finite:
         raise Undecided(f"{number!s:.100} has no value")
     if _is_significant(rough):
         return False
-    if _is_rational(number):
-        return bool(number.doit() == 0)
     return not _is_significant(number.evalf(15, maxn=_digits(number)))
 
 
@@ -100,7 +127,12 @@ def is_constant_ratio(first: Any, second: Any) -> bool:
     ratio, seen = None, 0
     for point in _points(first, second):
         a, b = _value(first, point), _value(second, point)
-        if a is None or b is None or not (a.is_finite and b.is_finite) or not (_is_significant(a) and _is_significant(b)):
+        if (
+            a is None
+            or b is None
+            or not (a.is_finite and b.is_finite)
+            or not (_is_significant(a) and _is_significant(b))
+        ):
             continue
         seen += 1
         exact = [item.xreplace(point) for item in (first, second)]
@@ -164,7 +196,7 @@ def _value(expression: Any, point: dict[Any, Any]) -> Any:
 
 def _is_significant(value: Any) -> bool:
     """Has a value digits of its own? One that cancelled has almost no bits of precision left."""
-    return any(part.is_Float and part != 0 and part._prec > 20 or part.is_Rational and part != 0
+    return any((part.is_Float and part != 0 and part._prec > 20) or (part.is_Rational and part != 0)
                for part in value.as_real_imag())  # fmt: skip
 
 
@@ -198,7 +230,14 @@ def _points(first: Any, second: Any) -> Iterator[dict[Any, Any]]:
     def fraction(least: int, most: int) -> Any:
         return sympy.Rational(draw.randrange(least * 97, most * 97), 97)
 
-    for least, most, signs in ((1, 4, (1,)), (0, 2, (1,)), (3, 30, (1,)), (1, 5, (1, -1)), (0, 9, (-1, 1)), (0, 3, (-1,))):
+    for least, most, signs in (
+        (1, 4, (1,)),
+        (0, 2, (1,)),
+        (3, 30, (1,)),
+        (1, 5, (1, -1)),
+        (0, 9, (-1, 1)),
+        (0, 3, (-1,)),
+    ):
         yield {letter: draw.choice(signs) * (fraction(least, most) + sympy.Rational(1, 101)) for letter in letters}
     if not (first.has(*_STEPWISE) or second.has(*_STEPWISE) or _has_root(first) or _has_root(second)):
         return
@@ -224,7 +263,9 @@ def _is_rational(number: Any) -> bool:
         return True
     if number.is_Pow:
         exponent = number.exp
-        return exponent.is_Integer and _is_rational(number.base) and abs(int(exponent)) * _size(number.base) < _MOST_DIGITS
+        return (
+            exponent.is_Integer and _is_rational(number.base) and abs(int(exponent)) * _size(number.base) < _MOST_DIGITS
+        )
     if isinstance(number, sympy.factorial):
         return number.args[0].is_Integer and number.args[0] < 5000
     return (number.is_Add or number.is_Mul) and all(map(_is_rational, number.args))
@@ -240,7 +281,9 @@ def _digits(number: Any) -> int:
 def _size(number: Any) -> float:
     """Decimal digits of a number, before or after its point."""
     if number.is_Rational:
-        return max(len(str(number.p)) if abs(number.p) < 10**300 else number.p.bit_length() / 3, number.q.bit_length() / 3)
+        return max(
+            len(str(number.p)) if abs(number.p) < 10**300 else number.p.bit_length() / 3, number.q.bit_length() / 3
+        )
     value = number.evalf(5)
     real, imaginary = value.as_real_imag()
     sizes = [abs(float(sympy.log(abs(part), 10).evalf(5))) for part in (real, imaginary) if part.is_Float and part != 0]

@@ -105,10 +105,10 @@ _SIGNS = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "=<": "<=", "==": "=", ":=":
 _SET_SIGN = re.compile(r"\\(cup|cap|setminus)(?![A-Za-z])|(?<![A-Za-z])(U)(?=\s*[\[(])|(?<=\})\s*(-)\s*(?=\\\{)")
 _PERCENT = re.compile(r"\A(.+?)\s*(?:\\?%)\s*\Z", re.DOTALL)
 _BUILDER = re.compile(r"\s*(?:\\mid(?![A-Za-z])|\||:|\\text\s*\{\s*such that\s*\})\s*")
-_LABEL = re.compile(r"[A-Za-z]")
 _NOT_READ = re.compile(
     r"\\(?:ldots|equiv|pmod|bmod|to|Rightarrow|implies|iff|sim|propto|perp|parallel|begin\s*\{(?:cases|align|array))|\.\.\.|…|\?|@|#|;.*;"
 )
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{3,}(?!\()")
 _JUXTAPOSED = re.compile(r"(?<![\w^_])\d+(?:\.\d+)?\s+\d")
 
 
@@ -203,6 +203,8 @@ def _relation(answer: str, depth: int) -> Value | None:
         raise Unreadable("a relation without one of its sides")
     kinds = set(signs)
     if kinds == {r"\in"} and len(sides) == 2:
+        if not all(map(math_symbols.is_label, math_latex.members(sides[0]))):
+            raise Unreadable(f"{sides[0]!r:.100} is no name")
         return Equation(_name(sides[0]), None, _read(sides[1], depth))
     if kinds <= {"=", r"\approx", r"\simeq"}:
         return _equation(sides, signs, depth)
@@ -225,7 +227,7 @@ def _equation(sides: list[str], signs: list[str], depth: int) -> Value:
     try:
         left: Value | None = _read(sides[0], depth)
     except Unreadable:
-        if not _LABEL.search(sides[0]):
+        if not math_symbols.is_label(sides[0]):
             raise
         left = None
     is_name = left is None or math_symbols.is_name(sides[0]) or _has_only_letters(left)
@@ -243,7 +245,9 @@ def _has_only_letters(value: Value) -> bool:
 
 
 def _name(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|mathbf|mathit|displaystyle)|[\s{}$]|\\(?:left|right|[,;:! ])", "", text).replace("\\", "")
+    return re.sub(r"\\(?:text|mathrm|mathbf|mathit|displaystyle)|[\s{}$]|\\(?:left|right|[,;:! ])", "", text).replace(
+        "\\", ""
+    )
 
 
 def _combined(answer: str, depth: int) -> Value | None:
@@ -352,13 +356,15 @@ def _expression(answer: str) -> Any:
     """One expression, by latex2sympy's parser. It refuses what it cannot read to the end."""
     if found := _NOT_READ.search(answer):
         raise Unreadable(f"{found[0]!r} in an expression")
+    if found := _PROSE.search(answer):
+        raise Unreadable(f"words in an expression, {found[0]!r}")
     latex = math_latex.expression(answer)
     if found := _JUXTAPOSED.search(latex):
         raise Unreadable(f"two numbers side by side, {found[0]!r}")
     if len(latex) > 2000:
         raise Unreadable("an expression of more than 2,000 characters")
-    latex = math_symbols.encoded(latex)
     try:
+        latex = math_symbols.encoded(latex)
         parsed = _Parser(is_real=True, config=ConversionConfig(lowercase_symbols=False)).parse(latex)
     except RecursionError:
         raise

@@ -27,9 +27,16 @@ _FUNCTIONS = {
     "max", "min", "gcd", "lcm", "det", "arcsec", "arccsc", "arccot",
 }  # fmt: skip
 _OPERATOR_NAMES = {"lcm": "lcm", "gcd": "gcd", "sech": None, "csch": None, "sgn": None}
-_TOKEN = re.compile(rf"\\({_GREEK})(?![A-Za-z])|\\({_ACCENTS})\s*\{{|(\\[A-Za-z]+)|([A-Za-z])|([^\\A-Za-z]+)|(.)", re.DOTALL)
+_TOKEN = re.compile(
+    rf"\\({_GREEK})(?![A-Za-z])|\\({_ACCENTS})\s*\{{|(\\[A-Za-z]+)|([A-Za-z])|([^\\A-Za-z]+)|(.)", re.DOTALL
+)
 _FUNCTION_LETTERS = re.compile(r"[fghFGHPQp]|\\(?:phi|psi|varphi)")
 _DIFFERENTIAL = re.compile(r"\\int|\\(?:d|t)?frac\s*\{\s*(?:d|\\partial)(?![A-Za-z]{2})|\\partial")
+_LABEL_COMMANDS = (
+    "lim|limsup|liminf|to|infty|max|min|sup|inf|mid|triangle|angle|left|right|cap|cup|circ|star|prime|det|dim|deg|ker|arg|"
+    "Re|Im|odot|square|perp|parallel|le|ge|ne|in|frac|cdot|times|sqrt|pi|sin|cos|tan|log|ln|exp|lfloor|rfloor"
+)
+_NAME_COMMAND = re.compile(rf"{_GREEK}|{_ACCENTS}|{_LABEL_COMMANDS}")
 _NAME_BASE = rf"(?:\\(?:{_GREEK})(?![A-Za-z])|\\(?:{_ACCENTS})\s*\{{[^{{}}=<>]*\}}|[A-Za-z])"
 _SCRIPT = r"(?:\s*[_^]\s*(?:\{[^{}=<>]*(?:\{[^{}=<>]*\}[^{}=<>]*)*\}|\\[A-Za-z]+|[A-Za-z0-9*]))"
 _NAME = re.compile(
@@ -41,20 +48,40 @@ _APPLICATION = re.compile(rf"\s*({_NAME_BASE}{_SCRIPT}{{0,2}}'*)\s*(?:\\left)?\s
 
 def is_name(text: str) -> bool:
     """Is the text one name: a letter with or without a subscript, an angle, a segment, words?"""
-    return text.strip() not in ("e", "i", r"\pi") and (_NAME.fullmatch(text) is not None or is_function(text))
+    if is_function(text):
+        return True
+    return text.strip() not in ("e", "i", r"\pi") and _NAME.fullmatch(text) is not None and _is_known(text, "'^_*|[]")
 
 
 def is_function(text: str) -> bool:
     """Is the text a function of something, such as `f(x)` or `P(X > 3)`, and no product such as `x(x + 1)`?"""
     match = _APPLICATION.match(text)
-    if match is None:
+    if match is None or not _is_known(text, "'^_*|[]()<>=+/!:-"):
         return False
     text = text.rstrip()
     end = closing(text, match.end())
     if end != len(text) - 1:
         return False
     base = match[1].strip()
-    return bool(_FUNCTION_LETTERS.match(base)) or base.startswith("\\") or re.fullmatch(r"[\w\\,]+", text[match.end() : end]) is not None
+    return (
+        bool(_FUNCTION_LETTERS.match(base))
+        or base.startswith("\\")
+        or re.fullmatch(r"[\w\\,]+", text[match.end() : end]) is not None
+    )
+
+
+def is_label(text: str) -> bool:
+    """May the text name a value though it is no expression, as `\\lim_{n \\to \\infty} a_n`, `\\mathbb{E}[X]` do?"""
+    without_marks = text.replace(r"^\circ", "").replace("^*", "").replace(r"^{\circ}", "")
+    return re.search("[A-Za-z]", text) is not None and _is_known(without_marks, "'_|[]():-")
+
+
+def _is_known(text: str, signs: str) -> bool:
+    """Is the text made of letters, digits, braces, these signs and commands that may stand in a name?"""
+    commands = re.findall(r"\\([A-Za-z]+)", text)
+    return re.fullmatch(rf"[\w\s\\{{}}.,{re.escape(signs)}]*", text) is not None and all(
+        _NAME_COMMAND.fullmatch(command) for command in commands
+    )
 
 
 def argument(name: str) -> tuple[str, str] | None:
@@ -97,7 +124,7 @@ def encoded(latex: str) -> str:
             continue
         subscript, position = _subscript(latex, position)
         call = None if is_integral else _application(latex, position, base)
-        if call is None and not subscript and (letter and letter not in "dEI" or letter == "d" and is_integral):
+        if call is None and not subscript and ((letter and letter not in "dEI") or (letter == "d" and is_integral)):
             parts.append(f" {letter}" if parts and re.search(r"\\[A-Za-z]+\Z", parts[-1]) else letter)
             continue
         name = f"{base}_{subscript}" if subscript else base
@@ -105,6 +132,8 @@ def encoded(latex: str) -> str:
             parts.append(r"\Gamma")
             continue
         if call is not None:
+            if not _is_known(latex[position:call], "'^_*|[](),+/!-"):
+                raise ValueError(f"{latex[position:call]!r} in a function")
             name, position = f"{name}({latex[position:call].strip().lstrip('(').strip()})", call + 1
         parts.append(symbol(name))
     return "".join(parts)
@@ -134,6 +163,8 @@ def _subscript(latex: str, position: int) -> tuple[str, int]:
         if token is None:
             return "", position
         content, after = token[0], token.end()
+    if not _is_known(content, "'^_*|[]()<>=+/!:-"):
+        raise ValueError(f"{content!r} in a subscript")
     return re.sub(r"\\(?:text|mathrm|mathbf|mathit)(?![A-Za-z])|[\s{}\\]", "", content) or "_", after
 
 

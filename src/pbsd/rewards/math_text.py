@@ -20,16 +20,21 @@ __all__ = ["marked_answer", "normalized", "plain_number", "unwrapped"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\(boxed|fbox)\s*(-?\d+(?:\.\d+)?)(?![\w^\\{])")
-_NAME = r"(?:(?<![A-Za-z\\])[A-Za-z]|\\[A-Za-z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\([A-Za-z]\))?\s*(?:=|\\in(?![A-Za-z])|&=)\s*"
+_NAME = (
+    r"(?:(?<![A-Za-z\\])[A-Za-z]|\\[A-Za-z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*"
+    r"(?:\([A-Za-z]\))?\s*(?:=|\\in(?![A-Za-z])|&=)\s*"
+)
 _BOX_SEPARATOR = re.compile(
-    r"(?:[\s$,;.&~]|\\[,;:!()\[\] ]|\\\\|\\(?:q?quad|hspace\s*\{[^{}]*\}|hfill|newline|land|lor|wedge|vee|displaystyle)(?![A-Za-z])"
+    r"(?:[\s$,;.&~]|\\[,;:!()\[\] ]|\\\\|\\hspace\s*\{[^{}]*\}"
+    r"|\\(?:q?quad|hfill|newline|land|lor|wedge|vee|displaystyle)(?![A-Za-z])"
     r"|\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|gather\*?|array|split)\}(?:\{[lcr]+\})?"
     r"|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or|,)?\s*\}|\band\b|\bor\b|&|\*\*)*"
 )
 _BOX_NAME = re.compile(rf"({_NAME})(?:&\s*|\\[,;:! ]|\s)*\Z")
 _FINAL = re.compile(
     r"\b(?i:final\s+answer)\s*\**\s*(?:(?i:is)|:)\s*\**\s*:?\s*"
-    r"|(?:\A|\n)[ \t>*_#]*(?i:answer)\s*:\s*\**[ \t]*(?=\S[^\n]*\s*\Z)|\b(?i:answer\s+is)\s*:?\s*\**\s*(?=[^\n]{1,80}\Z)"
+    r"|(?:\A|\n)[ \t>*_#]*(?i:answer)\s*:\s*\**[ \t]*(?=\S[^\n]*\s*\Z)"
+    r"|\b(?i:answer\s+is)\s*:?\s*\**\s*(?=[^\n]{1,80}\Z)"
 )
 _END = re.compile(r"\s*(?:\\?%|[A-Za-z]+(?:\^\d)?)?[\s.*]*\Z")
 _HASHES = re.compile(r"(?m)^[ \t]*####(?!#)[ \t]*(.*)$")
@@ -117,9 +122,12 @@ _UNIT_IN_BRACES = re.compile(
     rf"\\(text|mathrm|textrm|textbf|mbox|mathsf|operatorname)\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}{POWER}{_END_OF_MEMBER}"
 )
 _NO_UNIT = re.compile(rf"\s*(?:{NO_UNIT})\b|[^A-Za-z\u03a9\u00b5]*\Z")
-_CURRENCY = re.compile(rf"\\?{CURRENCY_SIGN}(?=\s*[-+]?[\d.\\(])|(?<=[\d}})])\s*\\?{CURRENCY_SIGN}(?=[\s.]*(?:\Z|[,;)\]]|\\\}}))")
+_CURRENCY = re.compile(
+    rf"\\?{CURRENCY_SIGN}(?=\s*[-+]?[\d.\\(])|(?<=[\d}})])\s*\\?{CURRENCY_SIGN}(?=[\s.]*(?:\Z|[,;)\]]|\\\}}))"
+)
 _CURRENCY_IN_TEXT = re.compile(
-    rf"\\(?:text|mathrm)\s*\{{\s*(?:(?:US|A|C)?\\?{CURRENCY_SIGN}|(?i:Rs\.?|USD|EUR|GBP|INR))\s*\}}(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
+    rf"\\(?:text|mathrm)\s*\{{\s*(?:(?:US|A|C)?\\?{CURRENCY_SIGN}|(?i:Rs\.?|USD|EUR|GBP|INR))\s*\}}"
+    r"(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
 )
 _GLUED = re.compile(rf"(?<=\d)(?={GLUED_UNITS}(?:\s*\^\s*\{{?[23]\}}?)?[\s.]*(?:\Z|[,;/)\]]|\\\}}|and\b))")
 _MORE_LIKELY_LETTERS = re.compile(r"\d(?:mg|ms|ha|rs|mi|ml)[\s.$]*\Z")
@@ -260,8 +268,8 @@ def stated_choice(text: str) -> str | None:
 
 
 def stated_answer(text: str, *, word: bool) -> str | None:
-    """An answer without a mark that a number parser would miss: a word where the reference is one, two numbers joined by
-    `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
+    """An answer without a mark that a number parser would miss: a word where the reference is one, two numbers joined
+    by `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
     if either := _TWO_NUMBERS.search(text):
         return f"{either[1]}, {either[2]}"
     if word and (words := _STATED_WORD.findall(text)):
@@ -341,9 +349,8 @@ def _with_unit(text: str, match: re.Match[str]) -> str:
     answer = re.sub(r"(?<=\d),(?=\d{3})", "", match[0])
     if time := _TIME_OF_DAY.match(text, match.start()):
         return time[0]
-    if tight := _NUMBER_AND_UNIT.fullmatch(answer):
-        if len(tight[2]) > 1 or tight[2] in UNITS:
-            return rf"{tight[1]}\text{{ {tight[2]}}}{tight[3] or ''}"
+    if (tight := _NUMBER_AND_UNIT.fullmatch(answer)) and (len(tight[2]) > 1 or tight[2] in UNITS):
+        return rf"{tight[1]}\text{{ {tight[2]}}}{tight[3] or ''}"
     # A dollar on both sides is LaTeX's.
     money = text[: match.start()].endswith("$") and not text.startswith("$", match.end())
     unit = _UNIT_AFTER.match(text, match.end())
