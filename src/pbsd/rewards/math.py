@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 try:
-    import latex2sympy2_extended  # noqa: F401
+    import math_verify  # noqa: F401  the extra, which brings the parser, latex2sympy2_extended
 except ImportError as missing:
     raise ImportError("the math reward needs math-verify: pip install pbsd[math]") from missing
 

@@ -140,12 +140,13 @@ def encoded(latex: str) -> str:
 
 
 def _application(latex: str, position: int, letter: str) -> int | None:
-    """Where the argument ends that a function is given here: of `f`, of Gamma or zeta, of another if it is a number."""
+    """Where the argument ends that a function is given here: of `f`, Gamma, zeta, of another letter if it is a number, as
+    in `I(0)`, which is not 0."""
     if not (opening := re.match(r"\s*\(", latex[position:])):
         return None
     end = closing(latex, position + opening.end())
     is_number = end is not None and re.fullmatch(r"-?\d+", latex[position + opening.end() : end].strip()) is not None
-    return end if letter in ("f", "Gamma", "zeta") or (letter in "ghFGHP" and is_number) else None
+    return end if letter in ("f", "Gamma", "zeta") or (letter not in ("e", "i") and is_number) else None
 
 
 def _subscript(latex: str, position: int) -> tuple[str, int]:
