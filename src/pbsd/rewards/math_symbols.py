@@ -140,7 +140,7 @@ def encoded(latex: str) -> str:
 
 
 def _application(latex: str, position: int, letter: str) -> int | None:
-    """Where the argument ends that a function is given here: of `f`, Gamma, zeta, of another letter if it is a number, as
+    """Where the argument ends that a function is given here: `f`, Gamma, zeta; of another letter if it is a number, as
     in `I(0)`, which is not 0."""
     if not (opening := re.match(r"\s*\(", latex[position:])):
         return None
