@@ -91,6 +91,19 @@ def test_the_gold_answers_pass_and_a_wrong_one_is_named(gsm8k, tmp_path, capsys)
     assert "0 of 1 references grade correct\n  " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "reference",
+    ["5 \\foo{3}", "30 @ \\$ 14", "\\frac{1}{0}", "\\{x \\mid x = 7k, k \\in \\mathbb{Z}\\}", "1, 2, \\ldots, 10"],
+)
+def test_a_reference_that_is_read_only_in_part_is_refused(gsm8k, tmp_path, capsys, reference):
+    """Each holds a number, to which a reader of parts would reduce it; the row beside it passes."""
+    rows = [{"question": "q", "answer": f"#### {answer}"} for answer in (reference, "d = 9, M = (2, 3)")]
+    (tmp_path / "rows/test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main(["evaluate", *gsm8k, "--check_gold"]) == 1
+    shown = capsys.readouterr().out
+    assert "1 of 2 references grade correct\n" in shown and ": error: the reference answer" in shown
+
+
 def test_the_result_depends_neither_on_the_batch_nor_on_where_it_was_stopped(tiny, gsm8k, tmp_path):
     model = tiny()
     for name, batch in (("one", "1"), ("eight", "8")):

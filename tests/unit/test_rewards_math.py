@@ -19,9 +19,7 @@ from pbsd.rewards.math import grade, reference
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 CASES = json.loads((Path(__file__).parent / "fixtures/math_cases.json").read_text("utf-8"))
-QUICK = [case for case in CASES if case["outcome"] != "timeout"]
-SLOW = [case["completion"] for case in CASES if case["outcome"] == "timeout"]
-HANGING = [*SLOW, r"\boxed{9^{9^{9^9}}}"]
+HANGING = [r"\boxed{9^{9^{9^9}}}", r"\boxed{\sum_{k=1}^{10^9} k^k}"]
 
 # What models write, but for powers and factorials, which may take for ever: those are the pool's matter.
 TOKENS = [
@@ -151,14 +149,14 @@ def test_a_comparison_that_fails_is_an_error_and_not_a_wrong_answer(monkeypatch)
     def fail(*args, **kwargs):
         raise RecursionError("too deep")
 
-    monkeypatch.setattr("math_verify.grader.sympy_expr_eq", fail)
+    monkeypatch.setattr("pbsd.rewards.math_numbers.equal", fail)
     result = grade(r"\boxed{x+2}", "x+1")
     assert (result.outcome, result.score) == ("error", None)
     assert "RecursionError: too deep" in result.reason
 
 
 def test_no_alarm_is_set_because_the_pool_holds_the_clock(monkeypatch):
-    """math-verify's own limit is a signal alarm: it fails off the main thread."""
+    """math-verify's limit is a signal alarm, which fails off the main thread."""
 
     def refuse(*args):
         raise AssertionError("an alarm was set")
@@ -167,7 +165,7 @@ def test_no_alarm_is_set_because_the_pool_holds_the_clock(monkeypatch):
     assert grade(r"\boxed{2/2}", "1").outcome == "correct"
 
 
-@pytest.mark.parametrize("case", QUICK, ids=[f"{case['why']}: {case['answer']}"[:80] for case in QUICK])
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['why']}: {case['answer']}"[:80] for case in CASES])
 def test_awkward_case(case):
     result = grade(case["completion"], case["answer"])
     assert result.outcome == case["outcome"], f"{case['why']}: {result.reason}"
@@ -177,7 +175,7 @@ def test_the_fixture_is_large_varied_and_mostly_without_limits():
     assert len({(case["completion"], case["answer"]) for case in CASES}) == len(CASES) >= 400
     outcomes = [case["outcome"] for case in CASES]
     assert min(outcomes.count("correct"), outcomes.count("wrong")) > 150
-    assert sum(case.get("known_limit", False) for case in CASES) <= 9
+    assert sum(case.get("known_limit", False) for case in CASES) <= 7
     assert all(case["why"] for case in CASES)
 
 
@@ -214,7 +212,7 @@ def test_the_bare_reference_of_a_data_sets_answer(answer, bare):
     assert reference(answer) == bare
 
 
-@pytest.mark.parametrize("answer", sorted({case["answer"] for case in QUICK if case["outcome"] == "correct"}))
+@pytest.mark.parametrize("answer", sorted({case["answer"] for case in CASES if case["outcome"] == "correct"}))
 def test_every_reference_is_correct_against_itself(answer):
     assert grade(f"\\boxed{{{reference(answer)}}}", answer).outcome == "correct"
 
@@ -233,7 +231,7 @@ def test_no_text_makes_the_grader_raise_and_only_judged_ones_have_a_score(text):
     assert grade("7", text).outcome in (*JUDGED, "error")
 
 
-BOXED = [case for case in QUICK if re.match(r"The answer is \$\\boxed", case["completion"])]
+BOXED = [case for case in CASES if re.match(r"The answer is \$\\boxed", case["completion"])]
 PROSE = st.text("abcdefghijklm, .\n\t", max_size=60)
 
 

@@ -240,7 +240,7 @@ def run(
 
 def check_gold(benchmark: benchmarks.Benchmark, rows: benchmarks.Rows, request: Request, folder: Path) -> list[str]:
     """The rows whose own reference does not grade correct, each with the grade: what to look at before trusting a
-    score. Rows without a written answer are passed over."""
+    score. A reference that is read only in part is an `error`. Rows without a written answer are passed over."""
     reward, _ = _reward(benchmark, request, request.config(folder))
     written = [(row, gold) for row in rows.rows if (gold := benchmark.gold(row)) is not None]
     columns = {name: [row[name] for row, _ in written] for name in rows.rows[0]}

@@ -1,7 +1,8 @@
 """Rewards: is a completion right, and what is it worth?
 
-A grader judges one completion and returns a `Grade`: `math.py` with `math_text.py` and `math_compare.py`,
-`tools.py` with `tool_syntax/` and `paper_parity.py`, `format.py`.
+A grader judges one completion and returns a `Grade`: `math.py` (`math_text.py` finds the answer, `math_latex.py`,
+`math_notation.py` and `math_symbols.py` know how it is written, `math_read.py` reads it, `math_compare.py` and
+`math_numbers.py` compare), `tools.py` with `tool_syntax/` and `paper_parity.py`, `format.py`.
 `pool.py` runs graders, and `limited.py` users' functions, in worker processes (`process.py`, `worker.py`, `wire.py`)
 that are killed at a time limit; `call.py` is one call of a user's function, there or here.
 `functions.py` makes graders, users' functions and names into reward functions with TRL's signature.

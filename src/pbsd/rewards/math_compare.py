@@ -1,175 +1,377 @@
-"""What a parser of mathematics misreads or drops, compared as text: units, ratios, times of day, congruences, words."""
+"""Are two answers, read as values, the same?"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
-UNITS = {
-    word: names.split()[0]
-    for names in (
-        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "oz ounce",
-        "lb pound", "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "day",
-        "week", "month", "year", "cent", "dollar", "degree", "radian",
+import sympy
+
+from pbsd.rewards import math_numbers, math_symbols
+from pbsd.rewards.math_numbers import Undecided
+from pbsd.rewards.math_read import Combined, Equation, Inequality, Items, Known, Percent, Scalar, Value, Words
+
+_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!="}
+
+
+def equal(gold: Value, found: Value) -> bool:
+    """Is `found` the answer that `gold` writes?
+
+    Numbers and expressions by their value, sets and lists without order, points and intervals with their brackets,
+    equations by what they say. A name may be left out (`x = 5`: `5`), and so may the left side of a computation
+    (`4 \\cdot 6 = 24`: `24`). Raises `Undecided` where two expressions cannot be compared.
+    """
+    if isinstance(gold, Equation) and isinstance(found, Equation):
+        return _equal_equations(gold, found)
+    if isinstance(gold, Inequality) and isinstance(found, Inequality):
+        return _equal_inequalities(gold, found)
+    if isinstance(gold, Equation):
+        given = _given(gold, is_gold=True)
+        return given is not None and equal(given, found)
+    if isinstance(found, Equation):
+        given = _given(found, is_gold=False)
+        return given is not None and equal(gold, given)
+    if isinstance(gold, Words) or isinstance(found, Words):
+        return _equal_words(gold, found)
+    if isinstance(gold, Percent) or isinstance(found, Percent):
+        return _equal_percent(gold, found)
+    if isinstance(gold, Scalar) and isinstance(found, Scalar):
+        return math_numbers.equal(gold.expression, found.expression)
+    if isinstance(gold, Items) and isinstance(found, Items) and (same := _equal_items(gold, found)) is not None:
+        return same
+    for one, other in ((gold, found), (found, gold)):
+        if isinstance(one, Items) and len(one.members) == 1 and isinstance(other, Scalar):
+            return equal(one.members[0], other) if one is gold else equal(other, one.members[0])
+    return _equal_sets(gold, found)
+
+
+def _equal_words(gold: Value, found: Value) -> bool:
+    if isinstance(gold, Words) and isinstance(found, Words):
+        return gold.words == found.words
+    reals = Known(sympy.S.Reals)
+    if (isinstance(found, Words) and gold == reals) or (isinstance(gold, Words) and found == reals):
+        words = found.words if isinstance(found, Words) else gold.words  # type: ignore[union-attr]
+        return words in ("all real numbers", "all reals", "the real numbers")
+    return False
+
+
+def _equal_percent(gold: Value, found: Value) -> bool:
+    if isinstance(gold, Percent) and isinstance(found, Percent):
+        return math_numbers.equal(gold.expression, found.expression)
+    percent, bare = (gold, found) if isinstance(gold, Percent) else (found, gold)
+    if not isinstance(bare, Scalar) or not isinstance(percent, Percent):
+        return False
+    if math_numbers.equal(bare.expression, percent.expression / 100):
+        return True
+    # The sign may be left out as a unit may; but a bare number of at most 1 is the fraction itself.
+    return bool((percent.expression - 1).is_positive) and math_numbers.equal(bare.expression, percent.expression)
+
+
+def _given(equation: Equation, *, is_gold: bool) -> Value | None:
+    """The value that an equation gives: what it names, or the result of a computation; None of any other equation. A
+    completion's left side may also be an expression of several letters, as in `2a + b = 7`, unless the right is 0."""
+    if equation.name is not None:
+        return equation.right
+    left, right = equation.left, equation.right
+    if isinstance(left, Scalar) and isinstance(right, Scalar) and not left.expression.free_symbols:
+        return None if right.expression.free_symbols else right
+    if is_gold or not isinstance(left, Scalar) or len(left.expression.free_symbols) < 2:
+        return None
+    return None if isinstance(right, Scalar) and right.expression == 0 else right
+
+
+def _equal_equations(gold: Equation, found: Equation) -> bool:
+    if gold.name is not None and found.name is not None:
+        right = _with_argument_of(gold.name, found)
+        if right is not None and equal(gold.right, right):
+            return True
+    if gold.left is None or found.left is None:
+        return False
+    if not (_is_scalar(gold) and _is_scalar(found)):
+        return equal(gold.left, found.left) and equal(gold.right, found.right)
+    (left, right), (other_left, other_right) = _sides(gold), _sides(found)
+    first, second = left - right, other_left - other_right
+    if not first.free_symbols or not second.free_symbols:
+        return math_numbers.equal(left, other_left) and math_numbers.equal(right, other_right)
+    return _same_solutions(first, second)
+
+
+def _with_argument_of(name: str, found: Equation) -> Value | None:
+    """The right side of `f(t) = t^2` with the argument of `f(x)`; None where the names differ by more."""
+    assert found.name is not None
+    if name == found.name or (len(name) == len(found.name) == 1 and name.lower() == found.name.lower()):
+        return found.right
+    wanted, given = math_symbols.argument(name), math_symbols.argument(found.name)
+    if wanted is None or given is None or wanted[0] != given[0] or not isinstance(found.right, Scalar):
+        return None
+    expression = found.right.expression
+    own, other = sympy.Symbol(wanted[1], real=True), sympy.Symbol(given[1], real=True)
+    return None if own in expression.free_symbols else Scalar(expression.xreplace({other: own}))
+
+
+def _is_scalar(equation: Equation) -> bool:
+    return all(
+        isinstance(side, Scalar) and isinstance(side.expression, sympy.Expr) and side.expression.is_finite is not False
+        for side in (equation.left, equation.right)
     )
-    for word in names.split()
-}  # fmt: skip
-TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
-POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
-UNIT = re.compile(
-    rf"(?<=[\d}}])\s*\b([A-Za-z]+)\.?{POWER}(?:[\s}}]*(?:/|\bper\b)[\s}}]*([A-Za-z]+)\.?{POWER})?[\s$.]*\Z"
-)
-DEGREES_OF = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?\s*\Z")
-_QUANTITY = re.compile(
-    r"\s*([-+]?\d[\d,]*(?:\.\d+)?)(?:\\[ ,;:!]|\s)*(?:\\(?:text|mathrm)\s*\{)?\s*([A-Za-z]+)\s*\.?\s*\}?"
-    r"\s*(?:and\b|,)?"
-)
-_RATIO = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:\s*:\s*\d{1,30}(?:\.\d{1,30})?)+")
-_CONGRUENCE = re.compile(
-    r"(?:[A-Za-z]\s*\\equiv\s*)?(-?\d{1,50})\s*(?:\\[ ,;:!]\s*)*"
-    r"(?:\\pmod\s*\{?\s*(\d{1,50})\s*\}?|\(?\s*(?:\\bmod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)\s*(\d{1,50})\s*\)?)"
-)
-_MODULUS = re.compile(r"\\?[pb]?mod(?![a-z])\s*\{?\s*(\d+)")
-_NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
-_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?!\d)")
-_HALF_OF_DAY = re.compile(r"\b([ap])\.?\s?m\b", re.IGNORECASE)
-_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\s*([A-Za-z]{3,}|(?i:no|on|in|up))\s*\.?\}?")
 
 
-def is_word(answer: str) -> bool:
-    """Is the answer a word, such as `north` or `no`, which may be unreadable as mathematics?"""
-    return _word(answer) is not None
+def _sides(equation: Equation) -> tuple[Any, Any]:
+    assert isinstance(equation.left, Scalar) and isinstance(equation.right, Scalar)
+    return equation.left.expression, equation.right.expression
 
 
-def same_notation(gold: str, found: str) -> bool | None:
-    """Are two ratios of three parts or more, congruences, quantities in several units, times of day, numerals with a
-    base, words or equal texts the same? None for anything else.
+def _same_solutions(first: Any, second: Any) -> bool:
+    """Have `first = 0` and `second = 0` the same solutions? Where one is a multiple of the other, or, of polynomials,
+    where they have the same factors, whatever their powers."""
+    if first.free_symbols != second.free_symbols:
+        return False
+    if math_numbers.is_constant_ratio(first, second):
+        return True
+    letters = sorted(first.free_symbols, key=str)
+    factors = []
+    for side in (first, second):
+        numerator = sympy.cancel(sympy.together(side)).as_numer_denom()[0]
+        if not numerator.is_polynomial(*letters):
+            return False
+        polynomial = sympy.Poly(numerator, *letters)
+        if not polynomial.domain.is_Exact or polynomial.is_zero:
+            return False
+        factors.append(polynomial.sqf_part().as_expr())
+    return math_numbers.is_constant_ratio(*factors)
 
-    A parser would make quotients, integers and products of letters of them.
-    """
-    ratios = [_ratio(answer.strip()) for answer in (gold, found)]
-    if any(ratio is not None and len(ratio) > 2 for ratio in ratios):
-        return ratios[0] == ratios[1]
-    for reader in (_congruence, _quantities, _time, _numeral, _word):
-        wanted, given = reader(gold.strip()), reader(found.strip())
-        if wanted is not None and given is not None:
-            return wanted == given
-    if (hour := _time(gold.strip())) and hour[1] == 0:
-        return False  # a full hour, read as a ratio, would divide by zero
-    return True if _without_markup(gold) == _without_markup(found) else None
+
+def _equal_inequalities(gold: Inequality, found: Inequality) -> bool:
+    if len(gold.sides) == len(found.sides):
+        for signs, sides in (
+            (found.signs, found.sides),
+            (tuple(_TURNED[s] for s in found.signs[::-1]), found.sides[::-1]),
+        ):
+            if signs == gold.signs and all(equal(a, b) for a, b in zip(gold.sides, sides, strict=True)):
+                return True
+    letters = [_letters(item) for item in (gold, found)]
+    if letters[0] != letters[1]:
+        return False
+    if len(letters[0]) == 1:
+        sets = [_set_of(item) for item in (gold, found)]
+        if None not in sets:
+            return _same_set(*sets)
+    if len(gold.signs) != 1 or len(found.signs) != 1:
+        return False
+    (sign, first), (other, second) = (_from_zero(item) for item in (gold, found))
+    if not math_numbers.is_constant_ratio(first, second):
+        return False
+    if sign == other == "!=":
+        return True
+    point = {letter: sympy.Rational(7 * place + 3, 5) for place, letter in enumerate(sorted(letters[0], key=str))}
+    same_direction = (first.xreplace(point) / second.xreplace(point)).is_positive
+    return other == (sign if same_direction else _TURNED[sign])
 
 
-def conflict(gold: str, found: str) -> str | None:
-    """What makes two answers different that the parser drops: units, halves of the day, the braces of a set.
+def _from_zero(item: Inequality) -> tuple[str, Any]:
+    """The sign and the left side of `left - right < 0`."""
+    left, right = item.sides
+    if not (isinstance(left, Scalar) and isinstance(right, Scalar)):
+        raise Undecided("an inequality of what are no numbers")
+    return item.signs[0], left.expression - right.expression
 
-    Only where both answers have it; a unit, for one, may be left out.
-    """
-    readers: dict[str, Callable[[str], Any]] = {
-        "unit": common_unit, "half of the day": _half_of_day, "bracket": _bracket,
-        "scale of temperature": _scale_of_temperature, "modulus": _modulus,
-    }  # fmt: skip
-    for name, reader in readers.items():
-        wanted, given = reader(gold.strip()), reader(found.strip())
-        if wanted is not None and given is not None and wanted != given:
-            return f"{name} {given}, expected {wanted}"
+
+def _letters(item: Inequality) -> set[Any]:
+    return {letter for side in item.sides if isinstance(side, Scalar) for letter in side.expression.free_symbols}
+
+
+def _equal_items(gold: Items, found: Items) -> bool | None:
+    """None where the two may still be the same set."""
+    kinds = {gold.brackets, found.brackets}
+    if kinds <= {"", "{}"}:
+        if _names(gold) and _names(found):
+            return _matched(gold, found)
+        if all(isinstance(member, Inequality) for member in gold.members + found.members):
+            return _matched(gold, found) or None
+        return _matched(gold, found)
+    wanted, given = _as_point(gold, found), _as_point(found, gold)
+    if len(wanted.members) != len(given.members):
+        return None
+    brackets = {wanted.brackets, given.brackets} - {""}
+    if len(brackets) == 1 or (len(wanted.members) > 2 and brackets <= {"()", "[]"}):
+        if brackets != {"()"} and "" in (wanted.brackets, given.brackets) and len(wanted.members) == 2:
+            return False  # a list of two is no closed interval
+        if "{}" in brackets:
+            return None
+        return all(equal(a, b) for a, b in zip(wanted.members, given.members, strict=True))
+    return None if "{}" not in brackets else False
+
+
+def _names(items: Items) -> list[str]:
+    """The names of `x = 2, y = 1`, all different; none where a member has no name."""
+    names = [item.name for item in items.members if isinstance(item, Equation) and item.name is not None]
+    return names if len(names) == len(items.members) and len(set(names)) == len(names) else []
+
+
+def _as_point(items: Items, other: Items) -> Items:
+    """`x = 2, y = 1` as the point (2, 1), by the names' order, where the other answer is a point."""
+    if items.brackets or not _names(items) or other.brackets != "()":
+        return items
+    members = sorted(items.members, key=lambda item: item.name or "")  # type: ignore[union-attr]
+    return Items(tuple(item.right for item in members if isinstance(item, Equation)), "()")
+
+
+def _matched(gold: Items, found: Items) -> bool:
+    """Is every member of one a member of the other? Numbers are put in order first, so that long sets are quick; of
+    fractions, and points of fractions, the sets are compared."""
+    exact = [{_exact(member) for member in items.members} for items in (gold, found)]
+    if None not in exact[0] | exact[1]:
+        return exact[0] == exact[1]
+    keys = [[_key(member) for member in items.members] for items in (gold, found)]
+    if all(key is not None for side in keys for key in side):
+        ordered = [
+            _distinct([member for _, member in sorted(zip(side, items.members, strict=True), key=lambda pair: pair[0])])
+            for side, items in zip(keys, (gold, found), strict=True)
+        ]
+        return len(ordered[0]) == len(ordered[1]) and all(equal(a, b) for a, b in zip(*ordered, strict=True))
+    return all(any(equal(wanted, given) for given in found.members) for wanted in gold.members) and all(
+        any(equal(wanted, given) for wanted in gold.members) for given in found.members
+    )
+
+
+def _distinct(members: list[Value]) -> list[Value]:
+    return [member for place, member in enumerate(members) if place == 0 or not equal(members[place - 1], member)]
+
+
+def _exact(value: Value) -> Any:
+    """A fraction, or a point of fractions, as what equals only itself; None of anything else."""
+    if isinstance(value, Items) and value.brackets == "()":
+        parts = tuple(_exact(member) for member in value.members)
+        return None if None in parts else parts
+    return value.expression if isinstance(value, Scalar) and value.expression.is_Rational else None
+
+
+def _key(value: Value) -> Any:
+    """By which a number is put in order; None of anything else."""
+    if isinstance(value, Scalar) and isinstance(value.expression, sympy.Expr) and not value.expression.free_symbols:
+        return math_numbers.approximation(value.expression)
     return None
 
 
-def _without_markup(answer: str) -> str:
-    return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip("$. ").split())
+def _equal_sets(gold: Value, found: Value) -> bool:
+    sets = [_set_of(value) for value in (gold, found)]
+    if None not in sets:
+        return _same_set(*sets)
+    if isinstance(gold, Combined) and isinstance(found, Combined) and gold.sign == found.sign:
+        if gold.sign == "setminus":
+            return len(gold.parts) == len(found.parts) and all(map(equal, gold.parts, found.parts))
+        return _matched(Items(gold.parts), Items(found.parts))
+    return False
 
 
-def common_unit(answer: str) -> str | None:
-    """The common unit at the answer's end, such as `cm^2` or `km/h`; None for any other."""
-    if re.match(r"\\?\$\s*\d[\d,.]*\Z", answer):
-        return "dollar"
-    # A unit in words follows a digit or a brace; one in \text{} may follow anything.
-    match = UNIT.search(TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h"))
-    if match is None:
-        return None
-    parts = [(word.lower(), power) for word, power in (match.group(1, 2), match.group(3, 4)) if word]
-    names = [UNITS.get(word) or UNITS.get(word.removesuffix("s")) for word, _ in parts]
-    if None in names:
-        return None
-    return "/".join(f"{name}^{power}" if power else f"{name}" for name, (_, power) in zip(names, parts, strict=True))
-
-
-def _numeral(answer: str) -> tuple[str, str] | None:
-    match = _NUMERAL.fullmatch(answer.strip("$ "))
-    return (match[1].lstrip("0").upper(), match[2]) if match else None
-
-
-def _time(answer: str) -> tuple[int, int] | None:
-    match = _TIME.match(answer.strip("$ "))
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _ratio(answer: str) -> tuple[Fraction, ...] | None:
-    """The parts of `2:4:6` over the first, so that it equals `1:2:3`."""
-    if not _RATIO.fullmatch(answer.strip("$ ")):
-        return None
-    parts = [Fraction(part.strip()) for part in answer.strip("$ ").split(":")]
-    scale = next((part for part in parts if part), Fraction(1))
-    return tuple(part / scale for part in parts)
-
-
-def _congruence(answer: str) -> tuple[int, int] | None:
-    """The residue and the modulus."""
-    match = _CONGRUENCE.fullmatch(answer.strip("$ ."))
-    modulus = int(match[2] or match[3]) if match else 0
-    return (int(match[1]) % modulus, modulus) if match and modulus else None
-
-
-def _modulus(answer: str) -> int | None:
-    match = _MODULUS.search(answer)
-    return int(match[1]) if match else None
-
-
-def _quantities(answer: str) -> tuple[tuple[str, str], ...] | None:
-    """The numbers and units of a quantity in several known units, as in `2 hours 30 minutes`."""
-    found, end = [], 0
-    while match := _QUANTITY.match(answer, end):
-        unit = UNITS.get(match[2].lower()) or UNITS.get(match[2].lower().removesuffix("s"))
-        if unit is None:
+def _set_of(value: Value) -> Any:
+    """The set of real numbers that a value describes; None of what describes none."""
+    match value:
+        case Known(members):
+            return members
+        case Equation(_, None, right):
+            return _set_of(right)
+        case Combined(sign, parts):
+            return _combined_set(sign, parts)
+        case Items(members, "{}"):
+            return _finite(members)
+        case Items(members, "", joined):
+            if all(isinstance(member, Inequality) for member in members):
+                return _combined_set("cap" if joined == "and" else "cup", members)
             return None
-        found.append((match[1].replace(",", ""), unit))
-        end = match.end()
-    several = len({unit for _, unit in found}) > 1
-    return tuple(found) if several and not answer[end:].strip(" .$") else None
+        case Items((left, right), brackets):
+            ends = [_number(end) for end in (left, right)]
+            if None in ends or not (ends[0] - ends[1]).is_extended_negative:
+                return None
+            return sympy.Interval(*ends, brackets[0] == "(", brackets[1] == ")")
+        case Inequality():
+            return _solutions(value)
+    return None
 
 
-def _scale_of_temperature(answer: str) -> str | None:
-    match = DEGREES_OF.search(answer)
-    return match[2] if match else None
-
-
-def _half_of_day(answer: str) -> str | None:
-    match = _HALF_OF_DAY.search(answer)
-    return match[1].lower() if match else None
-
-
-def _word(answer: str) -> str | None:
-    """A word, which the parser may take for a product of letters, equal to that of any anagram."""
-    match = _WORD.fullmatch(answer)
-    return match[1].lower() if match else None
-
-
-def _bracket(answer: str) -> str | None:
-    """`{}` of a set, or `()` of a point or interval, when one pair holds the whole answer and several members."""
-    answer = re.sub(r"\\left|\\right|[\s$]", "", answer)
-    if answer.startswith(r"\{") and answer.endswith(r"\}"):
-        kind, inner = "{}", answer[2:-2]
-    elif answer[:1] in ("(", "[") and answer[-1:] in (")", "]"):
-        kind, inner = "()", answer[1:-1]
-    else:
+def _combined_set(sign: str, parts: tuple[Value, ...]) -> Any:
+    sets = [_set_of(part) for part in parts]
+    if None in sets or len({letter for part in parts if isinstance(part, Inequality) for letter in _letters(part)}) > 1:
         return None
-    depth, commas = 0, 0
-    for char in inner:
-        depth += (char in "([{") - (char in ")]}")
-        if depth < 0:
+    if sign == "setminus":
+        return sets[0] - sympy.Union(*sets[1:])
+    return (sympy.Union if sign == "cup" else sympy.Intersection)(*sets)
+
+
+def _finite(members: tuple[Value, ...]) -> Any:
+    numbers = [_number(member) for member in members]
+    return None if None in numbers else sympy.FiniteSet(*numbers)
+
+
+def _number(value: Value) -> Any:
+    if not isinstance(value, Scalar) or not isinstance(value.expression, sympy.Expr) or value.expression.free_symbols:
+        return None
+    return value.expression.doit()
+
+
+def _solutions(item: Inequality) -> Any:
+    """The real numbers that satisfy an inequality with one letter."""
+    letters = _letters(item)
+    if len(letters) != 1 or not all(isinstance(side, Scalar) for side in item.sides):
+        return None
+    letter = letters.pop()
+    found = sympy.S.Reals
+    for place, sign in enumerate(item.signs):
+        left, right = (item.sides[place + step].expression for step in (0, 1))  # type: ignore[union-attr]
+        part = _half_line(left, sign, right, letter)
+        if part is None:
             return None
-        commas += char == "," and depth == 0
-    return kind if commas else None
+        found = sympy.Intersection(found, part)
+    return found
+
+
+def _half_line(left: Any, sign: str, right: Any, letter: Any) -> Any:
+    if right == letter and letter not in left.free_symbols:
+        left, sign, right = right, _TURNED[sign], left
+    if left == letter and letter not in right.free_symbols:
+        end = right.doit()
+        if sign == "!=":
+            return sympy.S.Reals - sympy.FiniteSet(end)
+        is_open = sign in "<>"
+        return (
+            sympy.Interval(-sympy.oo, end, True, is_open)
+            if "<" in sign
+            else sympy.Interval(end, sympy.oo, is_open, True)
+        )
+    difference = sympy.expand(left - right)
+    slope = difference.coeff(letter, 1)
+    rest = difference - slope * letter
+    if slope.is_nonzero and not slope.free_symbols and letter not in rest.free_symbols and slope.is_real:
+        return _half_line(letter, sign if slope.is_positive else _TURNED[sign], -rest / slope, letter)
+    try:
+        relation = {"<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "!=": sympy.Ne}[sign](left, right)
+        return relation.as_set()
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _same_set(first: Any, second: Any) -> bool:
+    if first == second:
+        return True
+    pieces, others = _pieces(first), _pieces(second)
+    if pieces is None or others is None or len(pieces) != len(others):
+        return False
+    return all(
+        a[2:] == b[2:] and math_numbers.equal(a[0], b[0]) and math_numbers.equal(a[1], b[1])
+        for a, b in zip(pieces, others, strict=True)
+    )
+
+
+def _pieces(item: Any) -> list[tuple[Any, Any, bool, bool]] | None:
+    """The intervals and points that a set of real numbers is made of, from left to right; None of another set."""
+    parts = item.args if isinstance(item, sympy.Union) else (item,)
+    pieces = []
+    for part in parts:
+        if isinstance(part, sympy.FiniteSet):
+            pieces += [(number, number, False, False) for number in part.args]
+        elif isinstance(part, sympy.Interval):
+            pieces.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
+        else:
+            return None
+    if not all(end.is_number and end.is_extended_real for piece in pieces for end in piece[:2]):
+        return None
+    return sorted(pieces, key=lambda piece: (piece[0].evalf(30), piece[1].evalf(30)))

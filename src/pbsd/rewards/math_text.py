@@ -1,21 +1,70 @@
-"""Mathematics as text, before it is parsed: where the final answer stands, and the LaTeX that a parser knows."""
+"""Where the final answer stands in a text: marks, statements, letters of a choice, the last formula or number."""
 
 from __future__ import annotations
 
-import itertools
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
 
-from pbsd.rewards.math_compare import DEGREES_OF, POWER, TEXT, UNIT, UNITS, common_unit
+from pbsd.rewards.math_latex import _SCALES, closing, normalized, unwrapped
+from pbsd.rewards.math_notation import (
+    CURRENCY_SIGN,
+    DEGREES_OF,
+    GLUED_UNITS,
+    NO_UNIT,
+    POWER,
+    UNIT,
+    UNITS,
+    common_unit,
+)
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+__all__ = ["marked_answer", "normalized", "plain_number", "unwrapped"]
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\(boxed|fbox)\s*(-?\d+(?:\.\d+)?)(?![\w^\\{])")
-_BOX_SEPARATOR = re.compile(r"(?:[\s$,;]|\\[,;()\[\]]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[A-Za-z](?:_\d)?\s*=)*")
+_NAME = (
+    r"(?:(?<![A-Za-z\\])[A-Za-z]|\\[A-Za-z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*"
+    r"(?:\([A-Za-z]\))?\s*(?:=|\\in(?![A-Za-z])|&=)\s*"
+)
+_BOX_SEPARATOR = re.compile(
+    r"(?:[\s$,;.&~]|\\[,;:!()\[\] ]|\\\\|\\hspace\s*\{[^{}]*\}"
+    r"|\\(?:q?quad|hfill|newline|land|lor|wedge|vee|displaystyle)(?![A-Za-z])"
+    r"|\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|gather\*?|array|split)\}(?:\{[lcr]+\})?"
+    r"|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or|,)?\s*\}|\band\b|\bor\b|&|\*\*)*"
+)
+_BOX_NAME = re.compile(rf"({_NAME})(?:&\s*|\\[,;:! ]|\s)*\Z")
+_FINAL = re.compile(
+    r"\b(?i:final\s+answer)\s*\**\s*(?:(?i:is)|:)\s*\**\s*:?\s*"
+    r"|(?:\A|\n)[ \t>*_#]*(?i:answer)\s*:\s*\**[ \t]*(?=\S[^\n]*\s*\Z)"
+    r"|\b(?i:answer\s+is)\s*:?\s*\**\s*(?=[^\n]{1,80}\Z)"
+)
+_END = re.compile(r"\s*(?:\\?%|[A-Za-z]+(?:\^\d)?)?[\s.*]*\Z")
+_HASHES = re.compile(r"(?m)^[ \t]*####(?!#)[ \t]*(.*)$")
+_PLAIN_LINE = re.compile(rf"{CURRENCY_SIGN}?\s*[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?\.?")
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
-_STATED_CHOICE = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?[\s*($]*([A-J])\b(?!\s+[a-z])")
-_RIGHT_CHOICE = re.compile(r"\(([A-J])\)\**\s+is\s+(?:the\s+)?(?:correct|right)\b")
+_LETTER = re.compile(
+    r"(?<![A-Za-z0-9'\u2019\\_^{(])(?:\(([A-J])\)|\[([A-J])\]|([A-J]))(?![A-Za-z0-9'\u2019_^(]|-[A-Za-z])(?=(.?))"
+)
+_NO_LETTER = re.compile(r"\s[a-z]{2,}")
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|isn't|wasn't|can't|won't|never|neither|nor|no|rules?\s+out|ruled\s+out|eliminat\w+|exclud\w+|reject\w*|"
+    r"discard\w*|than|unlike|instead\s+of)|n't|n\u2019t)\b(?:\s+(?:be|is|the|an?|answer|option|choice|options|choices|either|both|also|it))*"
+    r"(?:\s*[\s(*]*[A-J][)*]*\s*(?:,|or|nor|and|/)?)*\s*[\s(*]*\Z",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"[)*\]]*\s*(?:is|are|was|can|could|would|does|seems)?\s*(?:not|n't|n\u2019t|cannot|can't|isn't|isn\u2019t|doesn't|incorrect|wrong|false|ruled\s+out|eliminated)\b",
+    re.IGNORECASE,
+)
+_CONCLUDES = re.compile(
+    r"(?:\b(?:answer|option|choice)(?:\s+(?:is|must\s+be|should\s+be|would\s+be|here\s+is))?\s*:?"
+    r"|\b(?:it's|it\s+is|it\u2019s|it\s+must\s+be|must\s+be|therefore|thus|hence|so|choose|chose|pick|select|go\s+with|going\s+with|think)"
+    r"(?:\s+(?:the|that|it\s+is|it's|correct|right|answer|option|choice|is))*\s*:?)[\s*($\"\u201c\[]*\Z",
+    re.IGNORECASE,
+)
+_IS_RIGHT = re.compile(r"[)*\]]*\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|answer|best)\b", re.IGNORECASE)
+_STRONG = re.compile(r"\b(?:answer|option|choice)\b[^.\n]*\Z", re.IGNORECASE)
+_LEADING_CHOICE = re.compile(r"\A\W*?\(?([A-J])\s*[).:](?=\s|\Z)")
+_HEDGE = re.compile(r"[)*]*\s*(?:or|and|/|,)\s*\(?[A-J]\)?(?![A-Za-z])")
 _STATED_WORD = re.compile(r"\b(?i:answer)\s*(?:is|:)[\s*\"\u201c]*([A-Za-z]{2,})[\s*\"\u201d]*(?=[.!]|\Z|\n)")
 _LONE_CHOICE = re.compile(r"\**\(?([A-J])[).]*\**\.?")
 _NAMED_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:\(([A-J])\)|([A-J])\s*[).:](?!\w))")
@@ -25,157 +74,156 @@ _TWO_NUMBERS = re.compile(rf"(?<![\w.])({_NUMBER})\s+or\s+(?:[A-Za-z]\s*=\s*)?({
 # Mathematics in the open, of which a parser would take a number: "The answer is (1, 2).", "the ratio is 3:2".
 _STATED = re.compile(
     r"\b(?i:answers?(?:\s+(?:is|are))?|(?:solutions?(?:\s+set)?|roots|set|interval)(?:\s+(?:is|are)|(?=:)))\s*:?[\s*]*"
-    r"(?:(?i:the )?(?i:interval|set|point|pair) )?(\S[^\n$]*)"
+    r"(?:(?i:the )?(?i:interval|set|point|pair) )?([^\s$][^\n$]*)"
 )
 _STATED_MATHEMATICS = re.compile(r"(?:[(\[{]|\\[{(\[]).*[)\]}]|[^\\]*\\[a-z].*")
 _TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 # Plain text as a calculator would take it: "3 1/2", "2*sqrt(3)", "x^2 + 1", "3:2". What is written on either side of an
 # operator belongs to it; a blank is no product. Possessive, because a model's text may be long and made of digits.
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?+|\.\d++"
-_LETTER = r"(?![aAI] [A-Za-z])[A-Za-z](?![A-Za-z'])"  # no article, no pronoun
-_GROUP = rf"\((?:[\d .,+*/^=-]|pi|sqrt|{_LETTER})++\)|(?<=\^)\{{[\w+*/-]++\}}"
-_FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|sqrt(?=\()|{_LETTER}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?+|\.\d++"
+_LETTER_OF_TERM = r"(?![aAI] [A-Za-z])[A-Za-z](?![A-Za-z'])"  # no article, no pronoun
+_FUNCTION = r"(?:sqrt|cbrt|exp|log|ln|sin|cos|tan)(?=\()"
+_INNER = rf"(?:[\d .,+*/^=-]|pi|{_FUNCTION}|{_LETTER_OF_TERM})"
+_GROUP = rf"\((?:{_INNER}|\((?:{_INNER}|\({_INNER}*+\))*+\))++\)|(?<=\^)\{{[\w+*/-]++\}}"
+_FACTOR = rf"(?:(?:{_DIGITS})(?:[eE][-+]?\d++)?+|pi|{_FUNCTION}|{_LETTER_OF_TERM}|{_GROUP})++(?:%|!(?= ?[-+*/^=)]))?+"
 _OPERATOR = r"(?!\s[-+]\S)[ \t]*+(?:\*\*|[-+*/^=\u00d7\u00f7]|(?<=\d):(?=\d)|x(?=[ \t]*10\^))[ \t]*+"
 _TERMS = rf"[-+]?(?:\d++[ ]\d++/\d++|{_FACTOR})(?:{_OPERATOR}[-+]?{_FACTOR})*+"
 _EXPRESSION = re.compile(rf"(?<![\w.,)\\^_/'-]){_TERMS}")
 _LETTERS_AND_MORE = re.compile(r"(?=.*[A-Za-z]).*[\d+*/^=-]")
-_NUMBER_AND_LETTER = re.compile(rf"({_DIGITS})([mgshl])")
+_NUMBER_AND_UNIT = re.compile(rf"({_DIGITS})([A-Za-z]+)(\^\{{?[23]\}}?)?")
 _LIST = re.compile(rf"(?:{_TERMS})(?:(?:, (?:and|or) |,[ ]?| and | or )(?:{_TERMS}))++(?=[ .*]*\Z|[.;] |, [a-z]{{2}})")
+
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$(?:[^$]|\$(?!\$))+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\\d])\$(?!\s*\d[\d,.]*\s+[A-Za-z][a-z]+)(?:\\\$|[^\n$])+?(?<!\\)\$"
+    r"|-?\\[dtc]?frac\{[^{}]*\}\{[^{}]*\}",
+    re.DOTALL,
+)
+_PLAIN = re.compile(
+    rf"(?:(?<=\s)|(?<=[=*(|>])|\A)[*]{{0,2}}{CURRENCY_SIGN}?\s?(-?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+)"
+)
+_PERCENT_AFTER = re.compile(r"\s*(\\?%|per ?cent\b|pct\b)")
+_NAME_ALONE = re.compile(r"(?:\$|\\\()\s*(?:[A-Za-z](?:_\w)?|[A-Z]{2,8})\s*(?:\$|\\\))")
+_FORMULA_SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)?|and|or)\s*")
+_RESULT = re.compile(r"=\s*\**\s*$")
 
 # A number that may carry a currency sign and a unit in words ("$1,234.50", "42 eggs."), which LaTeX would multiply out.
 # One letter is a unit only if it is known as one: "7 x" is a product.
-_UNIT_WORD = r"(?:[A-Za-z]{2,}|[mgshl])(?:\s*\^\s*\{?[23]\}?)?"
+_UNIT_WORD = rf"(?!(?:{NO_UNIT})\b)(?:[A-Za-z]{{2,}}|[mgshl]){POWER}"
 _NUMBER_WITH_UNIT = re.compile(
-    r"[$€£¥]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/[1-9]\d*)?)\.?"
-    rf"(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?)?"
+    rf"(?:(?:US|A|C|HK)?\\?{CURRENCY_SIGN}|Rs\.?|USD|EUR|GBP|INR)?\s*([-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+|/[1-9]\d*)?|[-+]?\.\d+)\.?"
+    rf"(?:(?:\s+|(?={GLUED_UNITS})){_UNIT_WORD}(?:[ /]{_UNIT_WORD})*\.?|\s*\\?{CURRENCY_SIGN})?",
 )
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(?:(?:\\[ ,;!]|\{,\}| )\d{3})+(?:\.\d+)?")
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_INVISIBLE = (
-    0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070),
-)  # fmt: skip
-_STYLED_LETTERS = range(0x1D400, 0x1D7CE)  # bold, italic ... as Unicode has them for mathematics
-_SYMBOLS = str.maketrans(
-    {
-        **dict.fromkeys("\u00a0\u2009\u202f", " "),
-        **dict.fromkeys(map(chr, _INVISIBLE)),
-        "\u2212": "-",
-        "\u2215": "/",
-        "\u2044": "/",
-        **dict.fromkeys("·⋅", r"\cdot "),
-        **{chr(code): unicodedata.normalize("NFKC", chr(code)) for code in _STYLED_LETTERS},
-        "°": r"^\circ ",
-        "∞": r"\infty ",
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms of ASCII
-        **{char: f" {unicodedata.normalize('NFKC', char)}".replace("\u2044", "/") for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
-    }
-)
-
-_VARIANTS = (
-    (r"\varnothing", r"\emptyset"), (r"\log_e", r"\ln"), (r"\log_{e}", r"\ln"), (r"\langle", "("), (r"\rangle", ")"),
-    (r"\lbrace", r"\{"), (r"\rbrace", r"\}"),
-)  # fmt: skip
-_ARGUMENT = r"\{[^{}]*\}|\d|[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|omega|pi)(?![a-zA-Z])"
-_DEGREES = r"\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*"
-_FUNCTION_OF_DEGREES = re.compile(rf"\\(sin|cos|tan|cot|sec|csc)\s*(?:\({_DEGREES}\)|\{{{_DEGREES}\}}|{_DEGREES})")
-
 _END_OF_MEMBER = r"(?=[\s.$]*(?:\Z|[,;)\]]|\\?\}|\\text\s*\{\s*(?:and|or)\b))"
 _UNIT_IN_BRACES = re.compile(
-    r"(?<=[\d})i])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
-    rf"\\(text|mathrm|textrm|mbox)\s*\{{([^{{}}]*)\}}{POWER}{_END_OF_MEMBER}"
+    r"(?<=[\d})i!])((?:\s*\^\s*\{?\s*\\circ\s*\}?)?)(?:\\[ ,;:!]|\s)*"
+    rf"\\(text|mathrm|textrm|textbf|mbox|mathsf|operatorname)\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}{POWER}{_END_OF_MEMBER}"
 )
-_NO_UNIT = re.compile(r"\s*(?:and|or|if|for|where|when|mod|is)\b|[^A-Za-z\u03a9\u00b5]*\Z")
-_PRIMES = re.compile(r"(?<![A-Za-z\\])([A-Za-z])('{1,4})(?![A-Za-z])")
-_SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
-_NUMBERS_IN_WORDS = re.compile(r"[-+\d.,\s]+(?:\b(?:and|or)\b[-+\d.,\s]+)+")
+_NO_UNIT = re.compile(rf"\s*(?:{NO_UNIT})\b|[^A-Za-z\u03a9\u00b5]*\Z")
+_CURRENCY = re.compile(
+    rf"\\?{CURRENCY_SIGN}(?=\s*[-+]?[\d.\\(])|(?<=[\d}})])\s*\\?{CURRENCY_SIGN}(?=[\s.]*(?:\Z|[,;)\]]|\\\}}))"
+)
+_CURRENCY_IN_TEXT = re.compile(
+    rf"\\(?:text|mathrm)\s*\{{\s*(?:(?:US|A|C)?\\?{CURRENCY_SIGN}|(?i:Rs\.?|USD|EUR|GBP|INR))\s*\}}"
+    r"(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
+)
+_GLUED = re.compile(rf"(?<=\d)(?={GLUED_UNITS}(?:\s*\^\s*\{{?[23]\}}?)?[\s.]*(?:\Z|[,;/)\]]|\\\}}|and\b))")
+_MORE_LIKELY_LETTERS = re.compile(r"\d(?:mg|ms|ha|rs|mi|ml)[\s.$]*\Z")
 _PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
+_TIME_OF_DAY = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d)(?:\s*[ap]\.?\s?m\b\.?)?", re.IGNORECASE)
 _UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{POWER}(?:[ ]?(?:/|per )[A-Za-z]+{POWER})?)")
-_SCALES = {"percent": r"\%", "thousand": r"\times 10^3", "million": r"\times 10^6", "billion": r"\times 10^9"}
-_SCALED = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?\b({'|'.join(_SCALES)})\b\s*\}}?")
-_MIXED_PERCENTAGE = re.compile(r"\A([-+]?)(\d{1,30})\s*\\[dtc]?frac\{(\d{1,30})\}\{(\d{1,30})\}\s*\\?%\Z")
-
-
-def normalized(text: str) -> str:
-    """The same mathematics in the LaTeX that the parser knows: symbols, repeating decimals, degrees, 0x1F."""
-    text = re.sub(r"(?![0-9])\d", lambda digit: str(int(digit[0])), text)  # of other scripts and styles
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text).translate(_SYMBOLS)
-    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text)
-    text = re.sub(r"(^|[\s({\[,=])[\u2013\u2014]\s*(?=[\d.\\A-Za-z])", r"\1-", text)  # a dash that is a sign
-    text = re.sub(r"(?<![\d.])(\d{0,50})\.(\d{0,50})\\(?:overline|bar)\s*(?:\{(\d{1,50})\}|(\d))", _repeating, text)
-    # Braces that TeX lets one leave out.
-    text = re.sub(r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}", text)
-    text = re.sub(rf"(\\[dtc]?frac)\s*({_ARGUMENT})\s*({_ARGUMENT})", _braced_fraction, text)
-    text = re.sub(r"\\sqrt\s*(\\[dtc]?frac\{[^{}]*\}\{[^{}]*\})", r"\\sqrt{\1}", text)
-    text = _FUNCTION_OF_DEGREES.sub(_in_radians, text)
-    text = re.sub(r"\b0[xX][0-9a-fA-F]{1,200}\b|\b0[bB][01]{1,200}\b", lambda code: str(int(code[0], 0)), text)
-    for variant, known in _VARIANTS:
-        text = text.replace(variant, known)
-    return re.sub(r"\\(?:underline|(?:text)?color\s*\{[^{}]{1,40}\})\s*\{([^{}]*)\}", r"\1", text)
-
-
-def _braced_fraction(match: re.Match[str]) -> str:
-    numerator, denominator = (argument.strip("{}") for argument in match.group(2, 3))
-    return f"{match[1]}{{{numerator}}}{{{denominator}}}"
-
-
-def _in_radians(match: re.Match[str]) -> str:
-    return rf"\{match[1]}\left(\frac{{{match[2] or match[3] or match[4]}\pi}}{{180}}\right)"
-
-
-def _repeating(match: re.Match[str]) -> str:
-    """0.1\\overline{6} -> 15/90: the digits with one block, less those without it, over as many nines."""
-    block = match[3] or match[4]
-    fixed = match[1] + match[2]
-    numerator = int(fixed + block) - int(fixed or "0")
-    return rf"\frac{{{numerator}}}{{{(10 ** len(block) - 1) * 10 ** len(match[2])}}}"
 
 
 def marked_answer(text: str) -> str | None:
-    """The text in the last `\\boxed{}`, else the last `<answer>` tag, else after a final `####`; None without a mark.
+    """The text of the last mark: a `\\boxed{}`, an `<answer>` tag, a line `#### 42`, or what follows "the final answer
+    is" and, at the end of the text, "answer:"; None without a mark.
 
-    Empty when the box or the tag is cut off.
+    Empty when the box or the tag is cut off. A line `#### ...` counts where it is the last, or a bare number.
     """
-    if "\\boxed" in text or "\\fbox" in text:
-        return _boxed_answer(_BARE_BOX.sub(r"\\\1{\2}", text))
-    if "<answer>" in text:
-        return text.rpartition("<answer>")[2].rpartition("</answer>")[0]
-    last_line = text.rstrip().rpartition("\n")[2]
-    return last_line[4:] if re.match(r"####(?!#)", last_line) else None
+    marks = [mark for mark in (_boxed(text), _tagged(text), _hashed(text)) if mark is not None]
+    last = max(marks, key=lambda mark: mark[0], default=None)
+    if (stated := _finally_stated(text, last[0] if last else None)) is not None:
+        return stated
+    return last[1] if last else None
 
 
-def _boxed_answer(text: str) -> str:
-    """The last box's content, before it those of the boxes that only a comma, `and`, `or` or `x =` parts from it."""
-    answers: list[str] = []
+def _boxed(text: str) -> tuple[int, str] | None:
+    """Where the last box ends, and its content; before it those of the boxes that only blanks, commas, `and`, `or` or a
+    name part from it. The names count where every box has one."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    text = _BARE_BOX.sub(r"\\\1{\2}", text)
+    answers: list[tuple[str, str]] = []
     previous_end = 0
     for opening in _BOX.finditer(text):
         if opening.start() < previous_end:
             continue  # a box in a box
-        end = _closing_brace(text, opening.end())
+        end = closing(text, opening.end()) if "{" in opening[0] else None
         if end is None:
-            return ""
-        if not _BOX_SEPARATOR.fullmatch(text[previous_end : opening.start()]):
+            return len(text), ""
+        between = text[previous_end : opening.start()]
+        name = _BOX_NAME.search(between)
+        before = between[: name.start()] if name else between
+        if not _BOX_SEPARATOR.fullmatch(before):
             answers = []
-        answers.append(text[opening.end() : end].strip())
+        answers.append((name[1] if name else "", text[opening.end() : end].strip()))
         previous_end = end + 1
-    return ", ".join(dict.fromkeys(answers))
+    if not answers:
+        return len(text), ""
+    named = len(answers) > 1 and all(name for name, _ in answers)
+    contents = [f"{name.replace('&', '')}{answer}" if named else answer for name, answer in answers]
+    return previous_end, ", ".join(dict.fromkeys(contents))
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Where the brace opened just before `start` closes."""
-    depth = 1
-    for position in range(start, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            return position
+def _tagged(text: str) -> tuple[int, str] | None:
+    before, tag, after = text.rpartition("<answer>")
+    if not tag:
+        return None
+    content, closing_tag, _ = after.rpartition("</answer>")
+    end = len(before) + len(tag) + len(content)
+    if not closing_tag:
+        return len(text), ""
+    inner = _boxed(content)
+    return end + 1, inner[1] if inner else content
+
+
+def _hashed(text: str) -> tuple[int, str] | None:
+    last_line = text.rstrip().rpartition("\n")[2].strip()
+    for line in reversed(list(_HASHES.finditer(text)) if "####" in text else []):
+        content = line[1].strip()
+        if line[0].strip() == last_line or _PLAIN_LINE.fullmatch(content):
+            inner = _boxed(content)
+            return line.end(), inner[1] if inner else content
+    return None
+
+
+def _finally_stated(text: str, after: int | None) -> str | None:
+    """What a statement gives that stands after the last mark: a formula or a number right behind "final answer is"."""
+    if after is None:
+        return None
+    for statement in reversed(list(_FINAL.finditer(text, after))):
+        rest = text[statement.end() :]
+        found = next((match for kind in (_FORMULA, _LIST, _EXPRESSION, _PLAIN) if (match := kind.match(rest))), None)
+        if found is None or not (statement[0].lower().startswith("final") or _END.match(rest, found.end())):
+            continue
+        if found.re is _FORMULA:
+            return _formula_with_unit(rest, found)
+        return _with_unit(rest, found) if found.re is _EXPRESSION else found[0].strip(" *")
     return None
 
 
 def is_choice(answer: str) -> bool:
     """Is the reference one letter from A to J, such as `B` or `(B)`?"""
     return _CHOICE.fullmatch(answer.strip()) is not None
+
+
+def bare_choice(answer: str) -> str | None:
+    """The letter of a choice that is set as text, as in `\\text{(B)}`."""
+    match = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\(?[A-J]\)?)\s*\}", answer.strip())
+    return match[1] if match else None
 
 
 def without_choice(answer: str) -> str:
@@ -189,14 +237,39 @@ def named_choice(answer: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-def stated_answer(text: str, *, choice: bool, word: bool) -> str | None:
-    """An answer without a mark that a number parser would miss: a letter that is stated or stands alone, a word where
-    the reference is one, two numbers joined by `or`, or after `answer is` a list or mathematics without dollars, such
-    as `(1, 2)` or `2\\sqrt{3}`."""
-    if choice:
-        lone = _LONE_CHOICE.fullmatch(text.strip().rpartition("\n")[2].strip())
-        stated = [lone[1]] if lone else _STATED_CHOICE.findall(text) or _RIGHT_CHOICE.findall(text)
-        return stated[-1] if stated else None
+def stated_choice(text: str) -> str | None:
+    """The letter that a text without a mark chooses: one that stands alone in the last line, is said to be the answer,
+    begins the text, or is concluded; of several the last of the strongest kind. Letters that are denied do not count,
+    and two letters joined by `or` are no choice."""
+    text = re.sub(r"\$|\\[()\[\]]", " ", re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text))
+    lines = text.strip().splitlines() or [""]
+    last = unwrapped(lines[-1])
+    if lone := _LONE_CHOICE.fullmatch(bare_choice(last) or last):
+        return lone[1]
+    found: dict[int, str | None] = {}
+    for match in _LETTER.finditer(text):
+        before, after = text[max(0, match.start() - 80) : match.start()], text[match.end() : match.end() + 60]
+        letter = match[1] or match[2] or match[3]
+        if match[3] and letter in "AI" and _NO_LETTER.match(after) and not _IS_RIGHT.match(after):
+            continue  # an article, a pronoun
+        if _DENIED.search(before) or _DENIED_AFTER.match(after):
+            continue
+        concluded = _CONCLUDES.search(before)
+        strength = 0
+        if _IS_RIGHT.match(after) or (concluded and _STRONG.search(concluded[0])):
+            strength = 3
+        elif concluded:
+            strength = 1
+        if strength:
+            found[strength] = None if _HEDGE.match(after) else letter
+    if 3 not in found and (leading := _LEADING_CHOICE.match(text)):
+        return leading[1]
+    return found[max(found)] if found else None
+
+
+def stated_answer(text: str, *, word: bool) -> str | None:
+    """An answer without a mark that a number parser would miss: a word where the reference is one, two numbers joined
+    by `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
     if either := _TWO_NUMBERS.search(text):
         return f"{either[1]}, {either[2]}"
     if word and (words := _STATED_WORD.findall(text)):
@@ -211,11 +284,51 @@ def stated_answer(text: str, *, choice: bool, word: bool) -> str | None:
     return None
 
 
-def whole_answer(text: str, found: str) -> str | None:
-    """The expression in the text that a number parser took `found` from, and the unit after it: `1.5e3`, `3:2`, `5 km`.
+def last_answer(text: str) -> str | None:
+    """The formula or the number that a text without a mark ends in: near the last `answer` if there is one, else the
+    last. Of a number in plain text the whole expression that it stands in and the unit after it: `1.5e3`, `5 km`."""
+    if number := plain_number(text.strip(" \n*").rstrip(".")):
+        return number
+    formulas = _formulas(text)
+    places = [place for group in formulas for place in range(group[0].start(), group[-1].end())]
+    inside = set(places)
+    numbers = [[number] for number in _PLAIN.finditer(text) if number.start(1) not in inside]
+    found = sorted((*formulas, *numbers), key=lambda group: group[-1].end())
+    anchors = [match.end() for match in re.finditer(r"(?i)answer", text)]
+    near = [group for group in found if anchors and 0 <= group[0].start() - anchors[-1] <= 60]
+    near = [group for group in near if not _NAME_ALONE.fullmatch(group[0][0])] or near  # "the largest $n$ is 34"
+    results = [group for group in near if _RESULT.search(text, anchors[-1], group[0].start())]
+    group = results[-1] if results else near[0] if near else found[-1] if found else None
+    if group is not None and group[0].re is _FORMULA:
+        return ", ".join(_formula_with_unit(text, formula) for formula in group)
+    chosen = group[0] if group is not None else None
+    return whole_answer(text, chosen[1].replace(",", "") if chosen else "") or (chosen[1] if chosen else None)
 
-    What follows `answer is` where it has letters, which the parser would skip; else the first with `found` in it after
-    the last `answer`; else the last. `found` is empty where the parser met nothing. None without such an expression.
+
+def _formulas(text: str) -> list[list[re.Match[str]]]:
+    """The formulas in the text, those together that only a comma, `and` or `or` parts."""
+    groups: list[list[re.Match[str]]] = []
+    for formula in _FORMULA.finditer(text):
+        if groups and _FORMULA_SEPARATOR.fullmatch(text[groups[-1][-1].end() : formula.start()]):
+            groups[-1].append(formula)
+        else:
+            groups.append([formula])
+    return groups
+
+
+def _formula_with_unit(text: str, formula: re.Match[str]) -> str:
+    answer = unwrapped(formula[0])
+    if _PERCENT_AFTER.match(text, formula.end()):
+        return rf"{answer}\%"
+    unit = _UNIT_AFTER.match(text, formula.end())
+    return rf"{answer}\text{{ {unit[1]}}}" if unit and common_unit(f"1 {unit[1]}") else answer
+
+
+def whole_answer(text: str, found: str) -> str | None:
+    """The expression in the text that a number `found` stands in, and the unit after it: `1.5e3`, `3:2`, `5 km`.
+
+    What follows `answer is` where it has letters; else the first with `found` in it after the last `answer`; else the
+    last. `found` is empty where there is no number. None without such an expression.
     """
     stated = list(_STATED.finditer(text))
     match = _EXPRESSION.match(text, stated[-1].start(1)) if stated else None
@@ -223,7 +336,7 @@ def whole_answer(text: str, found: str) -> str | None:
         return _with_unit(text, match)
     if not found:
         return None
-    number = re.compile(rf"(?<![\d.]){re.escape(found)}(?!\d|\.\d)")
+    number = re.compile(rf"(?<![\d.]){re.escape(found.lstrip('-'))}(?!\d|\.\d)")
     holding = [match for match in _EXPRESSION.finditer(text) if number.search(match[0].replace(",", ""))]
     if not holding:
         return None
@@ -234,8 +347,10 @@ def whole_answer(text: str, found: str) -> str | None:
 
 def _with_unit(text: str, match: re.Match[str]) -> str:
     answer = re.sub(r"(?<=\d),(?=\d{3})", "", match[0])
-    if tight := _NUMBER_AND_LETTER.fullmatch(answer):
-        return rf"{tight[1]}\text{{ {tight[2]}}}"
+    if time := _TIME_OF_DAY.match(text, match.start()):
+        return time[0]
+    if (tight := _NUMBER_AND_UNIT.fullmatch(answer)) and (len(tight[2]) > 1 or tight[2] in UNITS):
+        return rf"{tight[1]}\text{{ {tight[2]}}}{tight[3] or ''}"
     # A dollar on both sides is LaTeX's.
     money = text[: match.start()].endswith("$") and not text.startswith("$", match.end())
     unit = _UNIT_AFTER.match(text, match.end())
@@ -259,84 +374,22 @@ def as_list(answer: str, other: str) -> str | None:
 
 
 def without_units(answer: str) -> str:
-    """The answer, or each member of a list, without the unit after it: what stands in `\\text{}`, or is known."""
+    """The answer, or each member of a list, without the unit after it and the currency: what stands in `\\text{}`, or
+    is known."""
 
     def bare(match: re.Match[str]) -> str:
         circle, command, unit = match[1], match[2], match[3].strip()
-        if _NO_UNIT.match(unit):
+        if _NO_UNIT.match(unit) or (command in ("mathsf", "operatorname") and common_unit(f"1 {unit}") is None):
             return match[0]
         if len(unit) == 1 and unit not in UNITS and not (circle or (command != "mathrm" and unit.isupper())):
             return match[0]  # \mathrm{i}, \mathrm{e}
         return circle
 
+    answer = _CURRENCY.sub("", _CURRENCY_IN_TEXT.sub("", answer))
+    answer = _GLUED.sub(" ", answer)
     answer = _UNIT_IN_BRACES.sub(bare, answer)
     answer = DEGREES_OF.sub(r"\1", answer)
     match = UNIT.search(answer)
-    if match and len(match[1]) > 1 and common_unit(answer):
+    if match and len(match[1]) > 1 and common_unit(answer) and not _MORE_LIKELY_LETTERS.search(answer):
         answer = answer[: match.start()]
     return answer
-
-
-def both_signs(answer: str) -> str:
-    """Every member with `\\pm` or `\\mp` as its values: `1 \\pm \\sqrt 2` is `1 + \\sqrt 2, 1 - \\sqrt 2`. Where both
-    stand in one member they go together; several `\\pm` are independent."""
-    if not _SIGNS.search(answer):
-        return answer
-    members: list[str] = []
-    for member in _members(answer):
-        signs = _SIGNS.findall(member)
-        choices: Iterable[Sequence[str]] = itertools.product("+-", repeat=len(signs))
-        if "mp" in signs:
-            choices = (["+-"[sign == "mp"] for sign in signs], ["-+"[sign == "mp"] for sign in signs])
-        elif len(signs) > 3:
-            choices = ()  # no answer: left to the parser, which refuses it
-        members += dict.fromkeys(_with_signs(member, choice) for choice in choices) or [member]
-    return ", ".join(members)
-
-
-def _with_signs(member: str, signs: Sequence[str]) -> str:
-    drawn = iter(signs)
-
-    def sign(match: re.Match[str]) -> str:
-        chosen = next(drawn)
-        is_unary = re.search(r"[\w})]\s*\Z", member[: match.start()]) is None
-        return "" if is_unary and chosen == "+" else chosen
-
-    return _SIGNS.sub(sign, member)
-
-
-def _members(answer: str) -> list[str]:
-    """What commas part that are in no bracket."""
-    parts, depth, start = [], 0, 0
-    for position, char in enumerate(answer):
-        depth += (char in "([{") - (char in ")]}")
-        if char == "," and depth == 0:
-            parts.append(answer[start:position])
-            start = position + 1
-    return [*parts, answer[start:]]
-
-
-def unwrapped(answer: str) -> str:
-    """The answer without Markdown around it, and with scales, mixed numbers, powers and exponents as LaTeX has them."""
-    # Bounded, since a run that ends elsewhere would be tried from each of its places.
-    answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*){1,20}\Z", "", answer.replace("~", " ").strip())
-    if emphasized := re.fullmatch(r"(\*\*|\*|__|`)(.+)\1", answer, re.DOTALL):
-        answer = emphasized[2].strip()
-    answer = re.sub(r"\A\\text\s*\{[^{}]*(?:\bis:?|:)\s*\}\s*(?=[-\d\\$(])", "", answer)
-    answer = re.sub(r"\\[dt]?frac\s*\{\s*\\text\{(\w+)\}\s*\}\s*\{\s*\\text\{(\w+)\}\s*\}", r"\\text{ \1/\2}", answer)
-    if text := TEXT.fullmatch(answer):
-        words = re.sub(r"\A[A-Za-z ]*\bis:?\s", "", text[1]).strip()
-        answer = words if plain_number(words) or _NUMBERS_IN_WORDS.fullmatch(words) else answer
-    answer = _SCALED.sub(lambda match: _SCALES[match[1]], answer)
-    answer = re.sub(r"\A([-+]?\s*\d+)\s+(\d+)\s*/\s*(\d+)(?=\Z|\\text)", r"\1\\frac{\2}{\3}", answer)
-    answer = _MIXED_PERCENTAGE.sub(_improper, answer)
-    answer = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times ", answer)
-    answer = re.sub(r"\A([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)\Z", r"\1\\times 10^{\2}", answer)
-    answer = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", answer)
-    answer = _PRIMES.sub(lambda match: f"{match[1]}_{{{len(match[2])}}}", answer)  # a parser drops them
-    return re.sub(r"\*\*\s*(-?\w+)", r"^{\1}", answer)
-
-
-def _improper(match: re.Match[str]) -> str:
-    whole, numerator, denominator = (int(digits) for digits in match.group(2, 3, 4))
-    return rf"{match[1]}\frac{{{whole * denominator + numerator}}}{{{denominator}}}\%"
