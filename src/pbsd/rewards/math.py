@@ -88,7 +88,7 @@ def _read_gold(answer: Any) -> tuple[str, math_read.Value | None, str]:
 def _read_gold_text(answer: str) -> tuple[str, math_read.Value | None, str]:
     marked = math_text.marked_answer(answer)
     bare = unwrapped(normalized(answer if marked is None else marked))
-    bare = math_text.bare_choice(bare) or bare
+    bare = math_text.bare_choice(bare) or unwrapped(math_text.without_choice(bare))
     try:
         return bare, _value(bare), ""
     except math_read.Unreadable as failure:

@@ -60,7 +60,8 @@ _VARIANT = re.compile(
 )
 _KNOWN = dict(_VARIANTS)
 _TEXT_MACRO = re.compile(
-    r"\\(?:textnormal|textit|textrm|textsf|texttt|textup|textmd|hbox|unit|si|operatorname\*)(?=\s*\{)"
+    r"\\(?:(?:textnormal|textit|textrm|textsf|texttt|textup|textmd|hbox|unit|si|operatorname\*)(?=\s*\{)"
+    r"|textbf(?=\s*\{[^{}()]*\d[^{}()]* [A-Za-z]))"  # a quantity, and neither a vector's name nor a choice
 )
 _ROMAN = re.compile(r"\{\s*\\(?:rm|tt|sf|it)\b\s*([^{}]*)\}")
 _QUANTITY = re.compile(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
