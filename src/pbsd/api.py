@@ -194,8 +194,10 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
         options["dtype"] = options.pop("torch_dtype")
     try:
         return AutoModelForCausalLM.from_pretrained(model_folder(model), **options)
-    except OSError as error:
-        raise ValueError(f"model {model!r} could not be loaded: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # files are read by several libraries, which fail in many types
+        raise ValueError(f"model {model!r} could not be loaded: {error or type(error).__name__}") from error
 
 
 def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any = None) -> PreTrainedTokenizerBase:
@@ -209,7 +211,7 @@ def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any
         raise ValueError("the model does not say where its tokenizer lies: pass processing_class=tokenizer")
     try:
         return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
         raise ValueError(f"no tokenizer could be loaded from {name!r} ({error}): pass processing_class") from error
 
 

@@ -30,6 +30,7 @@ from pbsd.data import load_rows
 from pbsd.engine import Engine
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
+from pbsd.redact import PublicFormatter
 from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, git_revision, stop_on_sigterm
 
 _BEST = "best_weights.pt"
@@ -245,7 +246,7 @@ def _metrics_by_point(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) 
 def _log_file(path: Path) -> Iterator[None]:
     """Log records and Python's warnings go to the file instead of the terminal, which several runs share."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PublicFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     previous, root.handlers = root.handlers, [handler]
     logging.captureWarnings(True)
