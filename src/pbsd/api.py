@@ -37,6 +37,7 @@ from pbsd.data import PromptDataset
 from pbsd.engine import Engine
 from pbsd.lab import checkpoint_path
 from pbsd.methods import make_method, method_name
+from pbsd.reading import read_object
 from pbsd.render import Renderer
 from pbsd.rollouts import TransformersSampler
 from pbsd.scoring import enable_scoring
@@ -192,8 +193,11 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
     options = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **as_dict(args.model_init_kwargs)}
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
+    name = model_folder(model)
+    if (generation := Path(name) / "generation_config.json").is_file():
+        read_object(generation, "bring it back: transformers passes over it, and its stop tokens would be lost")
     try:
-        return AutoModelForCausalLM.from_pretrained(model_folder(model), **options)
+        return AutoModelForCausalLM.from_pretrained(name, **options)
     except MemoryError:
         raise
     except Exception as error:  # files are read by several libraries, which fail in many types

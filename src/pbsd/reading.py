@@ -130,12 +130,14 @@ def parse_yaml(text: str, where: str) -> Any:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None:
             _check_size(root, where)
-        return yaml.safe_load(text)
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deep: at most {_DEEPEST} levels can be read") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML: {error}") from error
-    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # of a value's own type, such as a date
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # Of a value's own type, such as a date.
         raise ValueError(f"{where}: not valid YAML: {describe(error)}") from error
 
 

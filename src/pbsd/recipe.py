@@ -16,7 +16,7 @@ from pbsd.config import RolloutConfig
 from pbsd.data import load_rows
 from pbsd.methods import METHODS
 from pbsd.reading import read_yaml
-from pbsd.redact import public, with_home
+from pbsd.redact import public, secrets_in, with_home
 
 
 def _option(default: Any, help: str) -> Any:
@@ -143,13 +143,16 @@ def _method(values: dict[str, Any], flags: Sequence[str]) -> str:
 
 
 def dump_recipe(run: RunArguments, config: RolloutConfig) -> str:
-    """The resolved options, without secrets, as a recipe that `load_recipe` reads back."""
+    """The resolved options as a recipe that `load_recipe` reads back; secrets are left out, and named at the top."""
     options = config.to_dict()
-    values = public({option.name: getattr(run, option.name) for option in fields(run)})
+    given = {option.name: getattr(part, option.name) for part in (run, config) for option in fields(part)}
+    left = list(secrets_in(given))
+    values = public({option.name: given[option.name] for option in fields(run)})
     for option in fields(config):
         if option.init and option.name in options and (value := options[option.name]) != {}:
             values[option.name] = value
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    head = f"# Left out or cut, as they are or hold secrets: {', '.join(left)}\n" if left else ""
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

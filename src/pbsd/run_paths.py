@@ -56,8 +56,9 @@ def check_output_dir(name: str | Path | None, reads: Iterable[str | None] = (), 
             raise ValueError(f"{option} {text!r} {where} {what}: name a folder of the run's own, such as runs/mine")
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{option} {text!r} is a link to nothing: remove it, or name another folder")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{option} {text!r} is a file: name a folder")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{option} {text!r}: {str(part)!r} is a file: name a folder")
     for read in reads if path.exists() else ():
         held = None if read is None else Path(read.partition("@")[2] or read)
         if held is not None and held.exists() and _holds(real, held):

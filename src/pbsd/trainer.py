@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -348,7 +349,7 @@ class _PicklesWithoutSecrets:
         return getattr(self._args, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (self._args.to_dict(),)
+        return OrderedDict, ([*self._args.to_dict().items()],)  # torch loads it without running code
 
 
 @dataclass(frozen=True, slots=True)
