@@ -19,7 +19,7 @@ _MOST_VALUES = 100_000
 _DEEPEST = 100
 
 DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, UnicodeError,
+    ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnicodeError,
     json.JSONDecodeError, pickle.UnpicklingError, struct.error, zlib.error,
 )  # fmt: skip
 """What reading a damaged file can raise, beside ValueErrors that say what is wrong."""
@@ -38,6 +38,8 @@ def describe(error: BaseException) -> str:
     """An error in one line: its type, unless that says nothing, and its message."""
     if isinstance(error, RecursionError):
         return "nested too deep"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the file's code
+        return "not a whole file of torch"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

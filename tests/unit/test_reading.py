@@ -124,3 +124,13 @@ def test_lines_are_cut_without_changing_those_that_stay(tmp_path):
     assert (tmp_path / "samples.jsonl").read_bytes() == before
     _cut_after_step(tmp_path / "samples.jsonl", 1)
     assert json.loads((tmp_path / "samples.jsonl").read_text()) == {"step": 1, "text": "é\u2028x", "p": 1e-7}
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 500, b"PK\3\4" + b"x" * 500])
+def test_a_damaged_state_of_a_build_is_named(tmp_path, content):
+    from pbsd.lab.base_model import build_base
+    from pbsd.lab.bases import BASES
+
+    (tmp_path / "training_state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="training_state.pt: damaged, .*: remove it to build the base again"):
+        build_base(BASES["arithmetic-0.2m-dense"], tmp_path)

@@ -28,6 +28,7 @@ from pbsd.compare.plan import Run, write_recipe
 from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, is_current, read_lines
 from pbsd.data import load_rows
 from pbsd.engine import Engine
+from pbsd.reading import reading
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
 from pbsd.redact import PublicFormatter
@@ -194,7 +195,8 @@ class Curve(TrainerCallback):
         """Put the weights that the rule asks for into the model; returns their step."""
         if self.run.checkpoint == "last":
             return int(self.points[-1]["step"])
-        best = torch.load(self.files.path / _BEST, weights_only=True)
+        with reading(self.files.path / _BEST, "remove the run's folder to do it again"):
+            best = torch.load(self.files.path / _BEST, weights_only=True)
         with torch.no_grad():
             for name, parameter in self.trainer.engine.student.named_parameters():
                 parameter.copy_(best["weights"][name])

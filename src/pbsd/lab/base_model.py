@@ -217,7 +217,8 @@ class _Training:
         os.replace(unfinished, self.out_dir / _STATE)
 
     def _load(self) -> None:
-        state = torch.load(self.out_dir / _STATE, weights_only=True)
+        with reading(self.out_dir / _STATE, "remove it to build the base again"):
+            state = torch.load(self.out_dir / _STATE, weights_only=True)
         _check_same(state["arguments"], self.arguments, self.out_dir)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
