@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pbsd.progress import console
+from pbsd.reading import parse_json, read_text
 from pbsd.theory.pilot import Advice, Estimated, Pilot, Setting, advise, describe
 
 NUMBERS = tuple(
@@ -46,15 +47,14 @@ def read_pilot(path: str | Path) -> tuple[Pilot, int]:
         ValueError: file, line and field of what is missing, not a number or not finite.
     """
     rows, left_out = [], 0
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            record = _parse(line, f"{path}, line {number}")
-            if record is None:
-                left_out += 1
-            else:
-                rows.append(record)
+    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
+        if not line.strip():
+            continue
+        record = _parse(line, f"{path}, line {number}")
+        if record is None:
+            left_out += 1
+        else:
+            rows.append(record)
     if not rows:
         raise ValueError(f"{path} has no pair with both rewards ({left_out} without)")
     lengths = {None if row[1] is None else len(row[1][0]) for row in rows}
@@ -82,10 +82,7 @@ def read_pilot(path: str | Path) -> tuple[Pilot, int]:
 
 
 def _parse(line: str, where: str) -> tuple[str, Any, list[float]] | None:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+    record = parse_json(line, where)
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a pair must be a JSON object, got {type(record).__name__}")
     missing = [key for key in ("prompt", *NUMBERS) if key not in record]

@@ -218,7 +218,7 @@ def load_tokenizer(model: str | PreTrainedModel, args: RolloutConfig, given: Any
     folder = tokenizer_folder(model_folder(name))
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
         raise ValueError(f"no tokenizer could be loaded from {folder!r} ({error}): pass processing_class") from error
 
 

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 
@@ -93,16 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return _run(args, flags)
-    except (ValueError, OSError, ImportError) as error:
-        if args.debug:
-            raise
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        mend = "; make room, then the same command with --resume goes on" if full else ""
-        print(f"pbsd: {error}{mend}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("pbsd: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"pbsd: {_in_one_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _in_one_sentence(error: Exception) -> str:
+    """What the user is told: our own refusals as they are, anything else with its type and where it came from."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error}; make room, then the same command with --resume goes on"
+    if isinstance(error, ValueError | OSError | ImportError) and not isinstance(error, UnicodeError):
+        return str(error) or type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}pbsd{os.sep}" in frame.filename]
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    what = "something is nested too deep" if isinstance(error, RecursionError) else str(error)
+    return (
+        f"{type(error).__name__}{where}: {what}. A damaged model, data or checkpoint file can be the cause, or a fault "
+        "of pbsd: `pbsd --debug` with the same command shows the traceback"
+    )
 
 
 def _positive(text: str) -> float:

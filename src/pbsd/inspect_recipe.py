@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -27,6 +26,7 @@ from pbsd.recipe import RunArguments
 from pbsd.records import Prompt
 from pbsd.render import OverlongError, Renderer
 from pbsd.run import build_trainer
+from pbsd.run_paths import check_output_dir
 
 _SHOWN = 160
 """Characters of a sample's end that the doctor shows."""
@@ -158,8 +158,9 @@ def run_checks(patient: PatientT, checks: Mapping[str, Callable[[PatientT], Iter
     for name, check in checks.items():
         try:
             findings = list(check(patient))
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            findings = [Finding("failed", str(error))]
+        except Exception as error:  # one check's failure, of whatever library, is not the others'
+            kind = "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: "
+            findings = [Finding("failed", f"{kind}{error}" if str(error) else type(error).__name__)]
         for finding in findings:
             healthy = healthy and not finding.mend
             mark = "[red]mend[/red]" if finding.mend else "[green]ok[/green]  "
@@ -171,7 +172,7 @@ def run_checks(patient: PatientT, checks: Mapping[str, Callable[[PatientT], Iter
 
 def _machine(patient: Patient) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    folder = Path(patient.config.output_dir or ".").absolute()
+    folder = check_output_dir(patient.config.output_dir, patient.run.reads(patient.config)).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -33,6 +33,7 @@ from pbsd.adapters import (
 from pbsd.config import RolloutConfig
 from pbsd.config.base import as_dict
 from pbsd.lab import checkpoint_path
+from pbsd.reading import read_object
 from pbsd.stacking import stacked
 
 LAB_PREFIX = "lab/"
@@ -60,10 +61,15 @@ def load_model(model: str | PreTrainedModel, args: RolloutConfig) -> Any:
         options["dtype"] = options.pop("torch_dtype")
 
     def whole(name: str, revision: str | None) -> Any:
+        folder = model_folder(name)
+        if (generation := Path(folder) / "generation_config.json").is_file():
+            read_object(generation, "bring it back: transformers passes over it, and its stop tokens would be lost")
         try:
-            return AutoModelForCausalLM.from_pretrained(model_folder(name), **{**options, "revision": revision})
-        except OSError as error:
-            raise ValueError(f"model {name!r} could not be loaded: {error}") from error
+            return AutoModelForCausalLM.from_pretrained(folder, **{**options, "revision": revision})
+        except MemoryError:
+            raise
+        except Exception as error:  # files are read by several libraries, which fail in many types
+            raise ValueError(f"model {name!r} could not be loaded: {error or type(error).__name__}") from error
 
     folder, revision = model_folder(model), options.get("revision")
     config = adapter_config(folder, revision=revision)

@@ -69,6 +69,11 @@ KNOWN_SHAPES = {
 """Of the models our recipes name, from their published configurations: no hub is asked for them."""
 
 
+_SHAPE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """Bytes on each device."""
@@ -109,7 +114,7 @@ def model_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedCon
         return model_config(adapter.base_model_name_or_path, trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
-    except OSError as error:
+    except Exception as error:  # such as code of its own, which is not trusted, or a damaged file
         raise ValueError(f"model {name!r}: its configuration could not be had: {error}") from error
 
 
@@ -118,7 +123,12 @@ def empty_model(config: PreTrainedConfig, args: RolloutConfig, peft_config: Any 
     options = as_dict(args.model_init_kwargs)
     dtype = options.get("dtype", options.get("torch_dtype", "float32"))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, str(dtype)))
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, str(dtype)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(config).__name__} makes no causal language model without its weights: {error}"
+            ) from error
         if peft_config is None:
             return model
         from peft import get_peft_model
@@ -136,7 +146,8 @@ def estimate(
         dense_mask: whether packed rows are scored under a dense mask (on a CPU they are not).
         data_parallel: whether there are several processes.
 
-    Raises ValueError where a prompt budget is null, as then no length is known, or for an optimizer other than AdamW.
+    Raises ValueError where a prompt budget is null, as then no length is known, for an optimizer other than AdamW, or a
+    model whose layers have another form.
     """
     if args.max_prompt_length is None:
         raise ValueError("max_prompt_length is null, so no length is known: set the prompt budgets")
@@ -144,6 +155,10 @@ def estimate(
     if optimizer not in ("adamw_torch", "adamw_torch_fused"):
         raise ValueError(f"only the moments of torch's AdamW are known here, not those of optim={optimizer}")
     config = model.config.get_text_config()
+    if unknown := [name for name in _SHAPE if not isinstance(getattr(config, name, None), int)]:
+        raise ValueError(
+            f"{type(config).__name__} lacks {', '.join(unknown)}: only models with Qwen3's layers are known here"
+        )
     parameters = list(model.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)

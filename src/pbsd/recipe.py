@@ -15,6 +15,8 @@ from transformers import HfArgumentParser
 from pbsd.config import RolloutConfig
 from pbsd.data import load_rows
 from pbsd.methods import METHODS
+from pbsd.reading import read_yaml
+from pbsd.redact import public, secrets_in, with_home
 
 
 def _option(default: Any, help: str) -> Any:
@@ -58,6 +60,10 @@ class RunArguments:
                 "folder with train.jsonl and test.jsonl, or dataset_test_split: null"
             )
         return load_rows(self.dataset_name, split=split, size=size, config=self.dataset_config, seed=self.dataset_seed)
+
+    def reads(self, config: RolloutConfig) -> list[str | None]:
+        """The names of the models and rows that a run reads, some of them perhaps folders or files."""
+        return [self.model_name_or_path, self.dataset_name, getattr(config, "teacher_model", None)]
 
     def rewards(self) -> list[Any]:
         return [json.loads(spec) if spec.startswith("{") else spec for spec in self.reward_funcs]
@@ -137,25 +143,28 @@ def _method(values: dict[str, Any], flags: Sequence[str]) -> str:
 
 
 def dump_recipe(run: RunArguments, config: RolloutConfig) -> str:
-    """The resolved options as a recipe that `load_recipe` reads back."""
+    """The resolved options as a recipe that `load_recipe` reads back; secrets are left out, and named at the top."""
     options = config.to_dict()
-    values = {option.name: getattr(run, option.name) for option in fields(run)}
+    given = {option.name: getattr(part, option.name) for part in (run, config) for option in fields(part)}
+    left = list(secrets_in(given))
+    values = public({option.name: given[option.name] for option in fields(run)})
     for option in fields(config):
-        if option.init and not option.name.endswith("_token") and (value := options.get(option.name)) != {}:
+        if option.init and option.name in options and (value := options[option.name]) != {}:
             values[option.name] = value
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    head = f"# Left out or cut, as they are or hold secrets: {', '.join(left)}\n" if left else ""
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+        values = read_yaml(path)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
-    return values
+    return {str(key): with_home(value) for key, value in values.items()}
 
 
 def _check_key(key: str, known: Sequence[str], what: str, method: str) -> None:

@@ -6,7 +6,6 @@ eval_before.json, eval_after.json, checkpoint-N/, model/ and, when the run is fi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -34,7 +33,10 @@ from pbsd.config import RolloutConfig
 from pbsd.hub import push_model, write_model_card
 from pbsd.methods import method_name
 from pbsd.progress import ProgressBar, status
+from pbsd.reading import read_lines, read_object, reading
 from pbsd.recipe import RunArguments, dump_recipe
+from pbsd.redact import public
+from pbsd.run_paths import check_output_dir, lock_folder, move_aside
 from pbsd.strict_json import strict
 from pbsd.trainer import METHOD_STATE, MethodTrainer
 
@@ -48,6 +50,9 @@ _MAY_CHANGE = (
     "on_alarm", "alarms",
 )  # fmt: skip
 """Beginnings of the options that a resumed run may have otherwise."""
+
+
+_RESTORE = "bring the file back, or move the folder away to start again"
 
 
 class Stopped(Exception):
@@ -70,28 +75,14 @@ class RunFolder:
             step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
             for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "curve.jsonl"):
                 _cut_after_step(self.path / name, step)
-        elif self.path.exists() and any(self.path.iterdir()):
-            aside = next(
-                place for n in range(1, 10_000) if not (place := self.path.with_name(f"{self.path.name}.{n}")).exists()
-            )
-            self.path.rename(aside)
-            logger.warning("an earlier run was moved from %s to %s", self.path, aside)
+        else:
+            move_aside(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         return checkpoint if resume else None
 
     def lock(self) -> IO[str]:
         """Held until it is closed or the process ends. Raises ValueError while another run writes to this folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, which may be moved aside.
-        file = self.path.with_name(f".{self.path.name}.lock").open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise ValueError(
-                f"{self.path}: another run is writing here: wait for it, or set another output_dir"
-            ) from error
-        return file
+        return lock_folder(self.path, "another run is writing here: wait for it, or set another output_dir")
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end: trainer_state.json comes last, so it must be whole."""
@@ -119,8 +110,9 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
     def read(self, name: str) -> Any:
+        """The JSON object in a file; None where there is no file. Raises ValueError, naming it, where it holds none."""
         path = self.path / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        return read_object(path, _RESTORE) if path.is_file() else None
 
 
 def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -130,19 +122,19 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
         ValueError: something in the recipe, the model or the data does not fit.
         Stopped: SIGTERM came; a checkpoint was saved.
     """
+    folder = RunFolder(check_output_dir(config.output_dir, run.reads(config)))
     # transformers would push the run folder, training prompts and all; only the model is pushed, at the end.
     trainer = build_trainer(run, replace(config, push_to_hub=False))
-    folder = RunFolder(Path(config.output_dir or "runs/pbsd"))
     main = trainer.is_world_process_zero()
     lock = folder.lock() if main else None
     checkpoint = folder.newest_checkpoint() if resume else None
     # Before anything of an earlier run is touched: refuse to resume something else.
-    made_of = manifest(trainer, folder.read("manifest.json") if resume else None, checkpoint)
+    made_of = manifest(trainer, _earlier_manifest(folder) if resume else None, checkpoint)
     trainer.accelerator.wait_for_everyone()
     if main:
         folder.start(resume=resume)
+        folder.write("manifest.json", made_of)  # first: it says whose folder this is
         folder.write("config.yaml", dump_recipe(run, config))
-        folder.write("manifest.json", made_of)
     trainer.accelerator.wait_for_everyone()
 
     before = _measured(trainer, folder, "eval_before.json", "accuracy before training", step=0)
@@ -259,7 +251,7 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
     session = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "resumed_from": checkpoint.name if checkpoint else None,
-        "command": sys.argv,
+        "command": public(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -283,7 +275,7 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
             if dataset is not None
         },
     }
-    made_of = json.loads(json.dumps(made_of, default=str))  # as it is read back
+    made_of = json.loads(json.dumps(public(made_of), default=str))  # as it is read back
     changed = [name for name, value in made_of.items() if earlier is not None and earlier.get(name) != value]
     if earlier is not None and "options" in changed:
         old, new = earlier.get("options", {}), made_of["options"]
@@ -294,6 +286,17 @@ def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint:
             "repeat the command that started it, or leave out --resume to start anew"
         )
     return {**made_of, "sessions": [*(earlier or {"sessions": []})["sessions"], session]}
+
+
+def _earlier_manifest(folder: RunFolder) -> dict[str, Any] | None:
+    earlier: dict[str, Any] | None = folder.read("manifest.json")
+    if earlier is not None and not (
+        isinstance(earlier.get("sessions"), list) and isinstance(earlier.get("options"), dict)
+    ):
+        raise ValueError(
+            f"{folder.path / 'manifest.json'}: damaged: it lacks the options or sessions of a run: {_RESTORE}"
+        )
+    return earlier
 
 
 def determining_options(args: RolloutConfig) -> dict[str, Any]:
@@ -316,8 +319,9 @@ def _measured(trainer: MethodTrainer, folder: RunFolder, name: str, what: str, *
     """Measure accuracy, or read what an earlier session of this run has measured after the same step."""
     if trainer.eval_dataset is None:
         return None
-    if (done := folder.read(name)) is not None and done["step"] == step:
-        return Accuracy.from_json(done["problems"])
+    if (done := folder.read(name)) is not None and done.get("step") == step:
+        with reading(folder.path / name, "remove it, and it is measured again"):
+            return Accuracy.from_json(done["problems"])
     with status(f"measuring {what}", enabled=trainer.is_world_process_zero() and not trainer.args.disable_tqdm):
         accuracy = trainer.measure_accuracy()
     if trainer.is_world_process_zero():
@@ -375,13 +379,8 @@ def _sha256(text: str) -> str:
 def _cut_after_step(path: Path, step: int) -> None:
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text("utf-8").split("\n")[:-1]:  # other line separators may stand in the text
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}: a line is not a JSON record ({line[:60]!r}): mend or remove it") from error
+    with reading(path, "fix or remove the line without a step"):
+        kept = [record for record in read_lines(path) if record["step"] <= step]
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
+    temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
     os.replace(temporary, path)

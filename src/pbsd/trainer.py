@@ -10,8 +10,9 @@ import logging
 import math
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -22,7 +23,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pbsd.accuracy import Accuracy, measure_accuracy
@@ -335,6 +336,30 @@ class MethodTrainer(Loop):
             self._alarms.load_state_dict(state["alarms"])
             self._style_gap.load_state_dict(state["style_gap"])
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As transformers' `_save`, without training_args.bin, which holds `hub_token` and the like, and with our model
+        card in place of PEFT's, which names folders of this machine."""
+        folder = Path(output_dir or self.args.output_dir or ".")
+        with self._args_without_secrets():
+            super()._save(output_dir, state_dict)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self.args.should_save and (folder / "README.md").is_file():
+            write_model_card(folder, self)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with self._args_without_secrets():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _args_without_secrets(self) -> Iterator[None]:
+        """Inside the block, pickling the options gives a plain dict of those that may be written."""
+        args = self.args
+        self.args = _PicklesWithoutSecrets(args)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self.args = args
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A save that fails (a full disk, say) is undone and reported; training and the older checkpoints go on.
 
@@ -385,6 +410,19 @@ def _with_free_names(logged: Mapping[str, float], logs: Mapping[str, float]) -> 
             f"a reward function logs the metric {', '.join(map(repr, taken))}, a name of pbsd's own: rename it"
         )
     return logged
+
+
+class _PicklesWithoutSecrets:
+    """Options that are read as they are, and pickled as a dict of what `to_dict` lets through."""
+
+    def __init__(self, args: RolloutConfig) -> None:
+        self._args = args
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._args, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, ([*self._args.to_dict().items()],)  # torch loads it without running code
 
 
 @dataclass(frozen=True, slots=True)

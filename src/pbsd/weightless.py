@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from pbsd import benchmarks, rewards
 from pbsd.adapters import adapter_config
 from pbsd.api import load_tokenizer, make_renderer, resolve_rewards
+from pbsd.config import RolloutConfig
 from pbsd.inspect_recipe import Finding, Patient, check_options, run_checks
 from pbsd.lab.tiny_model import build_tokenizer
 from pbsd.loading import model_folder
@@ -104,8 +105,33 @@ class WeightlessPatient(Patient):
         return [renderer(row, index) for index, row in enumerate(self.rows)]
 
     @cached_property
+    def budgeted(self) -> RolloutConfig:
+        """The options with prompt budgets; where one is null, the longest prompt of the rows by the model's own
+        tokenizer.
+
+        Raises ValueError where that tokenizer is not here.
+        """
+        config = self.config
+        asks = config.teacher_kind is not None and config.max_teacher_prompt_length is None
+        if config.max_prompt_length is not None and not asks:
+            return config
+        if not self.has_own_tokenizer or benchmarks.is_named(self.run.dataset_name):
+            if config.max_prompt_length is not None:
+                return config  # the teacher's budget is then the student's
+            raise ValueError(
+                "max_prompt_length is null, and the rows' lengths are not known without the model's tokenizer and its "
+                "data: set max_prompt_length and max_teacher_prompt_length"
+            )
+        longest: dict[str, Any] = {
+            "max_prompt_length": max(len(prompt.student_ids) for prompt in self.prompts),
+            "max_teacher_prompt_length": max(len(prompt.teacher_ids) for prompt in self.prompts),
+        }
+        budgets = {name: getattr(config, name) or length for name, length in longest.items()}
+        return replace(config, **budgets)
+
+    @cached_property
     def memory(self) -> MemoryEstimate:
-        return estimate(self.model, self.config, rank=getattr(self.adapter, "r", 0))
+        return estimate(self.model, self.budgeted, rank=getattr(self.adapter, "r", 0))
 
 
 def doctor(recipe: str | Path, flags: Sequence[str] = (), *, device_memory: float = 80.0) -> bool:
@@ -121,7 +147,7 @@ def doctor(recipe: str | Path, flags: Sequence[str] = (), *, device_memory: floa
     patient = WeightlessPatient(*load_recipe(recipe, [*flags, *cpu]))
 
     def memory(patient: WeightlessPatient) -> Iterator[Finding]:
-        row, tokens = packed_tokens(patient.config)
+        row, tokens = packed_tokens(patient.budgeted)
         fits = patient.memory.peak < device_memory * 2**30
         yield Finding(
             f"about {patient.memory} on each device, for passes of {tokens:,} tokens ({row:,} for a prompt with its "
@@ -149,7 +175,10 @@ def _model(patient: WeightlessPatient) -> Iterator[Finding]:
     parameters = list(patient.model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     window = patient.model.config.get_text_config().max_position_embeddings
-    config = patient.config
+    try:
+        config = patient.budgeted
+    except (ValueError, OSError):  # the check of the memory says so
+        config = patient.config
     prompt = max(config.max_prompt_length or 0, config.max_teacher_prompt_length or 0)
     total = prompt + config.max_completion_length
     yield Finding(

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pbsd"
 
 # From top to bottom; a folder stands for its files, which may import each other unless a later test says otherwise.
 LAYERS = [
-    "theory", "strict_json", "templates",
+    "theory", "strict_json", "templates", "reading", "redact", "run_paths",
     "records", "losses", "pairs", "diagnostics", "products", "logprobs", "scoring", "rollouts", "teacher",
     "config", "rewards",
     "lab", "chat", "completions", "render", "benchmarks",

@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 
+from pbsd.reading import parse_object
+
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Endings of files that are read, and their format."""
 
@@ -32,14 +34,22 @@ def load_table(name: str, *, split: str, config: str | None = None, revision: st
         raise ValueError(f"{name}: expected a file of type {', '.join(KINDS)}")
     try:
         if file := _file(name, split):
+            _check_text(file)
             return datasets.load_dataset(KINDS[file.suffix], data_files={split: str(file)}, split=split)
         return datasets.load_dataset(name, config, split=split, revision=None if path.exists() else revision)
     except datasets.exceptions.DatasetGenerationError as error:
+        if file := _file(name, split):
+            _check_lines(file)
         raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error.__cause__ or error}") from error
     except StopIteration as error:
         raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: the file holds no rows") from error
     except ValueError as error:  # such as a split that is not there
         raise ValueError(f"dataset {name!r}, split {split!r} cannot be read: {error}") from error
+    except RuntimeError as error:  # a dataset script, which datasets no longer runs
+        raise ValueError(
+            f"dataset {name!r}, split {split!r} cannot be read: {error}. Save its rows as JSON lines or Parquet, and "
+            "name that file or folder"
+        ) from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"dataset {name!r} is neither a file or folder here nor found on the hub ({error}): check the name, or "
@@ -70,6 +80,30 @@ def load_rows(name: str, *, split: str, size: int | None = None, config: str | N
     # The reader of JSON keeps objects with different keys as they are, since it has a type for them.
     is_exact = file is not None and KINDS[file.suffix] == "json" and hasattr(datasets, "Json")
     return list(table) if is_exact else written_rows(table)
+
+
+def _check_text(file: Path) -> None:
+    """Raises ValueError with the line of a text file that is not UTF-8: datasets would read other characters."""
+    if KINDS[file.suffix] != "json":
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                raise ValueError(
+                    f"{file}, line {number:,}: byte {byte:#04x} is not UTF-8: save the file as UTF-8, or fix the line"
+                ) from error
+
+
+def _check_lines(file: Path) -> None:
+    """Raises ValueError with the first line of a JSON-lines file that is no object."""
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    parse_object(line, f"{file}, line {number:,}", "fix or remove the line")
 
 
 def check_columns(present: Iterable[str], required: Iterable[str], where: str) -> None:

@@ -28,8 +28,10 @@ from pbsd.compare.plan import Run, write_recipe
 from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, is_current, read_lines
 from pbsd.data import load_rows
 from pbsd.engine import Engine
+from pbsd.reading import reading
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
+from pbsd.redact import PublicFormatter
 from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, git_revision, stop_on_sigterm
 
 _BEST = "best_weights.pt"
@@ -193,7 +195,8 @@ class Curve(TrainerCallback):
         """Put the weights that the rule asks for into the model; returns their step."""
         if self.run.checkpoint == "last":
             return int(self.points[-1]["step"])
-        best = torch.load(self.files.path / _BEST, weights_only=True)
+        with reading(self.files.path / _BEST, "remove the run's folder to do it again"):
+            best = torch.load(self.files.path / _BEST, weights_only=True)
         with torch.no_grad():
             for name, parameter in self.trainer.engine.student.named_parameters():
                 parameter.copy_(best["weights"][name])
@@ -245,7 +248,7 @@ def _metrics_by_point(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) 
 def _log_file(path: Path) -> Iterator[None]:
     """Log records and Python's warnings go to the file instead of the terminal, which several runs share."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PublicFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     previous, root.handlers = root.handlers, [handler]
     logging.captureWarnings(True)

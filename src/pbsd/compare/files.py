@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pbsd.redact import public
+
 RESULTS, CURVES, TRAINING, CHOICES, RUNS, TABLE = (
     "results.jsonl.gz", "curves.jsonl.gz", "metrics.jsonl.gz", "choices.json", "runs.jsonl.gz", "table.md",
 )  # fmt: skip
@@ -51,7 +53,7 @@ def read_choices(path: Path) -> dict[str, Any]:
     """Raises ValueError naming the file when it is not a choices file."""
     try:
         choices = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as choices ({error}): run the study that makes it") from error
     if not isinstance(choices, dict) or not {"study", "choices", "runs"} <= choices.keys():
         raise ValueError(f"{path}: not a choices file of `pbsd compare`: it has no study, choices and runs")
@@ -102,7 +104,7 @@ class ResultFiles:
             RESULTS: _gzipped(row for identity, result in finished for row in _result_rows(identity, result)),
             CURVES: _gzipped(row for identity, result in finished for row in _curve_rows(identity, result)),
             TRAINING: _gzipped({**identity, **point} for identity, result in finished for point in result["metrics"]),
-            CHOICES: (json.dumps(choices, indent=1) + "\n").encode(),
+            CHOICES: (json.dumps(public(choices), indent=1) + "\n").encode(),
         }
         for name, content in contents.items():
             _replace(self.folder / name, content)

@@ -21,6 +21,7 @@ from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, P
 from pbsd.lab.worlds import world
 from pbsd.loading import model_folder
 from pbsd.recipe import RecipeError, load_recipe
+from pbsd.redact import public
 from pbsd.run import determining_options
 
 _WITHOUT_EFFECT = ("model_name_or_path", "teacher_model", "num_threads", "disable_tqdm", "use_cpu")
@@ -207,7 +208,7 @@ def write_recipe(run: Run, folder: Path, **options: Any) -> Path:
     """The run as a recipe that `pbsd train` takes as well (without the budget in tokens)."""
     path = folder / "recipe.yaml"
     recipe = {**run.recipe, "output_dir": str(folder), "max_steps": run.budget.max_steps, **options}
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+    path.write_text(yaml.safe_dump(public(recipe), sort_keys=False, allow_unicode=True), "utf-8")
     return path
 
 

@@ -15,6 +15,7 @@ from pbsd.compare.store import Store
 from pbsd.compare.study import Study
 from pbsd.compare.table import write_table
 from pbsd.compare.tuning import choices_by_trials, choices_of_another, chosen_options
+from pbsd.redact import scrub
 
 Selection = Callable[[Run], bool]
 
@@ -156,7 +157,7 @@ class StudyRunner:
     def _keep_details(self, run: Run, details: str) -> None:
         folder = self.store.folder(run)
         if folder.is_dir():
-            (folder / "failure.txt").write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{details}", "utf-8")
+            (folder / "failure.txt").write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{scrub(details)}", "utf-8")
 
 
 class Costs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from pbsd.compare.plan import Run, folder_name
+from pbsd.reading import read_lines as read_lines
 from pbsd.run import RunFolder
+from pbsd.run_paths import lock_folder
 
 RESULT, STARTED = "result.json", "started.json"
 CURVE, METRICS, ALARMS = "curve.jsonl", "metrics.jsonl", "alarms.jsonl"
@@ -30,12 +31,8 @@ class Store:
 
     def lock(self) -> IO[str]:
         """Held until it is closed or the process ends. Raises ValueError while another compare works here."""
-        try:
-            return RunFolder(self.path).lock()
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}: another `pbsd compare` is writing here: wait for it, or give another folder by --work"
-            ) from error
+        message = "another `pbsd compare` is writing here: wait for it, or give another folder by --work"
+        return lock_folder(self.path, message)
 
     def folder(self, run: Run) -> Path:
         return self.path / "runs" / folder_name(run.name, run.key)
@@ -68,11 +65,6 @@ class Store:
 def is_current(record: Mapping[str, Any] | None, key: str, options: Mapping[str, Any]) -> bool:
     """Whether a record is of this run and no option's value (a default, say) has changed since. An option that either
     side does not have yet does not count: new ones come with a default that changes nothing."""
-    if record is None or record["key"] != key:
+    if record is None or record.get("key") != key or not isinstance(then := record.get("options"), dict):
         return False
-    then = record["options"]
     return all(then[name] == options[name] for name in then.keys() & options.keys())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []

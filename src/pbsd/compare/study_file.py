@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from pbsd.compare.fields import StudyError, check_keys, counts, items, mapping, names, one_of, seeds, whole
 from pbsd.compare.study import (
     OWN_WORLD,
@@ -25,6 +23,8 @@ from pbsd.compare.study import (
 )
 from pbsd.lab.bases import SCALES, TASK_NAMES
 from pbsd.lab.worlds import WORLDS
+from pbsd.reading import read_yaml
+from pbsd.redact import secrets_in
 
 SET_BY_THE_STUDY = (
     "method", "model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split",
@@ -51,9 +51,14 @@ def load_study(path: str | Path) -> Study:
     if not path.is_file():
         raise StudyError(f"{path}: no such study file")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from error
+        values = read_yaml(path)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
+    if secret := next(secrets_in(values), None):
+        raise StudyError(
+            f"{path}: {secret} is or holds a secret, and a study's options are written into its files: leave it out, "
+            "and set it in the environment (HF_TOKEN, say)"
+        )
     try:
         return _study(path, values)
     except StudyError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -13,6 +13,7 @@ from pbsd.config.sharding import check_environment, check_loading
 from pbsd.config.training_arguments import check_values, needs_metric, refuse_options
 from pbsd.diagnostics.alarms import RULES, resolve_thresholds
 from pbsd.diagnostics.text import check_phrases
+from pbsd.redact import public_options
 from pbsd.rollouts.sampler import SamplingParams
 from pbsd.teacher import RefreshMeasure, TeacherKind
 
@@ -28,6 +29,18 @@ class ContextRule(NamedTuple):
 
 
 LeakageGuard = Literal["off", "drop", "downweight"]
+
+_TEXT_OPTIONS_OF_TRANSFORMERS = frozenset(
+    ("output_dir", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules",
+     "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "torch_compile_backend", "torch_compile_mode",
+     "liger_kernel_config", "logging_strategy", "logging_dir", "include_num_input_tokens_seen", "log_level",
+     "log_level_replica", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+     "trackio_static_space_id", "eval_strategy", "include_for_metrics", "save_strategy", "hub_model_id", "hub_strategy",
+     "hub_revision", "metric_for_best_model", "accelerator_config", "parallelism_config",
+     "dataloader_multiprocessing_context", "label_names", "train_sampling_strategy", "length_column_name",
+     "ddp_backend", "fsdp", "fsdp_config", "deepspeed", "debug", "resume_from_checkpoint")
+)  # fmt: skip
+"""Options with text in them that are written into files; one that a later version brings is not, until it is named."""
 
 _WARPERS = ("temperature", "top_p", "top_k", "min_p")
 DEFAULT_TEACHER_TEMPLATE = "{{ prompt }}\n\n{{ privileged_context }}"
@@ -187,6 +200,11 @@ class RolloutConfig(TrainingArguments):
         for name, (is_read, reader) in readers.items():
             if not is_read and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}={getattr(self, name)!r} is read with {reader} alone: leave it out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as trackers, checkpoints and the run's files are given them: those that are known to hold no
+        secret (numbers, our own, and transformers' by name), each without what is one (see `pbsd.redact`)."""
+        return public_options(super().to_dict(), _written(type(self)))
 
     def _check_alarms(self) -> None:
         resolve_thresholds(as_dict(self.alarms))
@@ -393,6 +411,17 @@ class TeacherSamplesConfig(TeacherConfig):
     def learns_from_teacher(self) -> bool:
         """Whether the teacher samples."""
         return True
+
+
+def _written(cls: type) -> frozenset[str]:
+    """The options that may be written into files."""
+    ours = {name for base in cls.__mro__ if base.__module__.startswith("pbsd.") for name in base.__annotations__}
+    numbers = {
+        name
+        for name, kind in get_type_hints(cls).items()
+        if set(get_args(kind) or [kind]) <= {int, float, bool, type(None)} or get_origin(kind) is Literal
+    }
+    return frozenset(ours | numbers | _TEXT_OPTIONS_OF_TRANSFORMERS)
 
 
 def _choices(cls: type) -> dict[str, tuple[str, ...]]:

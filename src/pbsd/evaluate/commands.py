@@ -135,13 +135,14 @@ def _evaluate(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.num_threads)
     request = _request(args)
     folder = ResultFolder(args.out or measure.default_folder(request))
+    with status(f"loading {request.benchmark} and {request.model}"):
+        transformers_logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        evaluation = measure.prepare(request, folder.path)
+    # Nothing is made or moved before everything that was named is there.
     with folder.lock():
         if args.restart:
             folder.move_aside()
-        with status(f"loading {request.benchmark} and {request.model}"):
-            transformers_logging.disable_progress_bar()
-            datasets.disable_progress_bars()
-            evaluation = measure.prepare(request, folder.path)
         with show.EvaluationBar() as bar:
             summary = measure.run(evaluation, folder, bar)
     show.print_summary(summary, evaluation.settings, evaluation.about)

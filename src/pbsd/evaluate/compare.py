@@ -89,7 +89,7 @@ def _on_other_n(n: int, m: int) -> list[str]:
 
 def _finished(path: Path) -> tuple[dict[str, Any], list[Any]]:
     folder = ResultFolder(path)
-    manifest = folder.read(MANIFEST)
+    manifest = folder.evaluation()
     if manifest is None:
         raise ValueError(f"{path}: no evaluation here ({MANIFEST} is missing): give the folder of one")
     problems = folder.problems()

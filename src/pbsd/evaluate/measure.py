@@ -28,6 +28,7 @@ from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
 from pbsd.rollouts import TransformersSampler
 from pbsd.run import weights_hash
+from pbsd.run_paths import folder_part
 
 logger = logging.getLogger(__name__)
 
@@ -323,8 +324,12 @@ def _session(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def default_folder(request: Request) -> Path:
-    """runs/evaluate/MODEL/BENCHMARK."""
+    """runs/evaluate/MODEL/BENCHMARK, whatever the names are.
+
+    Raises ValueError for an unknown benchmark.
+    """
+    benchmarks.find(request.benchmark)
     model = Path(request.model).name or "model"
     if model == "model":  # the trained model of a run folder
         model = Path(request.model).resolve().parent.name
-    return Path("runs/evaluate") / model / request.benchmark.partition("@")[0].replace(":", "-")
+    return Path("runs/evaluate") / folder_part(model) / folder_part(request.benchmark.partition("@")[0])

@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pbsd.reading import is_begun, parse_object, read_object, read_text, reading
+from pbsd.redact import public
 from pbsd.rewards.grade import UNKNOWN
 from pbsd.run import RunFolder
+from pbsd.run_paths import move_aside
+
+_RESTART = "bring it back, or move the folder aside by --restart"
 
 RECORDS, MANIFEST, SUMMARY = "records.jsonl", "evaluation.json", "summary.json"
+
+_KINDS = {"benchmark": str, "problems": int, "n": int, "reward": dict, "versions": dict}
+"""Settings that every evaluation has."""
 
 OF_THE_MODEL = frozenset({"weights_sha256", "chat_template_sha256", "dtype", "stop_token_ids", "versions"})
 """Settings in which two results may differ and still be compared, but for the versions of what judged."""
@@ -97,7 +105,7 @@ class ResultFolder(RunFolder):
         Raises ValueError when the folder holds an evaluation with other settings, or its records are damaged.
         """
         settings = json.loads(json.dumps(settings))  # as it is read back
-        earlier = self.read(MANIFEST)
+        earlier = self.evaluation()
         if earlier is None and self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds other files: give an empty or new folder by --out")
         if earlier is not None and (changed := differences(earlier["settings"], settings)):
@@ -109,25 +117,40 @@ class ResultFolder(RunFolder):
         sessions = [*(earlier["sessions"] if earlier else []), session]
         self.write(
             MANIFEST,
-            {"settings_sha256": settings_hash(settings), "settings": settings, **about, "sessions": sessions},
+            {
+                "settings_sha256": settings_hash(settings),
+                "settings": settings,
+                **public({**about, "sessions": sessions}),
+            },
         )
         return self._keep_whole_records(settings["problems"])
 
     def move_aside(self) -> None:
         """What `--restart` does with an earlier evaluation."""
-        self.start(resume=False)
+        move_aside(self.path, option="--out")
 
     def read(self, name: str) -> Any:
-        """Raises ValueError, naming the file, where it is not JSON."""
-        try:
-            return super().read(name)
-        except ValueError as error:
-            raise ValueError(f"{self.path / name}: not JSON ({error}): move the folder aside by --restart") from error
+        """Raises ValueError, naming the file, where it is not a JSON object."""
+        path = self.path / name
+        return read_object(path, _RESTART) if path.is_file() else None
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """What evaluation.json holds. Raises ValueError, naming it, where it is not that of an evaluation."""
+        content: dict[str, Any] | None = self.read(MANIFEST)
+        settings = {} if content is None else content.get("settings")
+        if content is not None and not (
+            isinstance(settings, dict)
+            and all(isinstance(settings.get(name), kind) for name, kind in _KINDS.items())
+            and isinstance(content.get("sessions"), list)
+            and "model" in content
+        ):
+            raise ValueError(f"{self.path / MANIFEST}: damaged: not the settings of an evaluation: {_RESTART}")
+        return content
 
     def problems(self) -> list[ProblemRecord]:
         """Raises ValueError for a line that is no record."""
         path = self.path / RECORDS
-        lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+        lines = read_text(path).split("\n")[:-1] if path.is_file() else []
         return [_parsed(line, path, number) for number, line in enumerate(lines, 1)]
 
     def _keep_whole_records(self, total: int) -> int:
@@ -137,6 +160,8 @@ class ResultFolder(RunFolder):
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
+            if not is_begun(content[whole:].decode("utf-8", errors="replace")):
+                raise ValueError(f"{path}: what stands behind the last whole line is not a record: {_RESTART}")
             with path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
@@ -149,12 +174,9 @@ class ResultFolder(RunFolder):
 
 
 def _parsed(line: str, path: Any, number: int) -> ProblemRecord:
-    try:
-        return ProblemRecord.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}, line {number}: not a record ({error}): move the folder aside by --restart"
-        ) from error
+    where = f"{path}, line {number}"
+    with reading(where, _RESTART):
+        return ProblemRecord.from_json(parse_object(line, where, _RESTART))
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from pbsd.lab.bases import Base
 from pbsd.lab.tiny_model import Role, build_tokenizer, new_model, role_completions, role_prompt, success_rate
 from pbsd.lab.worlds import TASKS, WORLDS, draw_form, make_context
+from pbsd.reading import read_object, reading
 
 __all__ = ["BuildError", "build_base", "build_tokenizer"]
 
@@ -55,8 +56,9 @@ def build_base(base: Base, out_dir: str | Path, *, seed: int = 0) -> dict[str, A
     out_dir = Path(out_dir)
     report_path = out_dir / "build.json"
     if report_path.exists():
-        report: dict[str, Any] = json.loads(report_path.read_text())
-        _check_same(report["arguments"], arguments, out_dir)
+        report = read_object(report_path, "empty the folder to build the base again")
+        with reading(report_path, "empty the folder to build the base again"):
+            _check_same(report["arguments"], arguments, out_dir)
         return report
     out_dir.mkdir(parents=True, exist_ok=True)
     training = _Training(base, seed, out_dir, arguments)
@@ -215,7 +217,8 @@ class _Training:
         os.replace(unfinished, self.out_dir / _STATE)
 
     def _load(self) -> None:
-        state = torch.load(self.out_dir / _STATE, weights_only=True)
+        with reading(self.out_dir / _STATE, "remove it to build the base again"):
+            state = torch.load(self.out_dir / _STATE, weights_only=True)
         _check_same(state["arguments"], self.arguments, self.out_dir)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

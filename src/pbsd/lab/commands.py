@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -11,6 +12,8 @@ from rich.table import Column, Table
 from pbsd.lab import cache_folder, checkpoint_path, is_packaged
 from pbsd.lab.bases import BASES, PACKAGED, SCALES, TASK_NAMES, VARIANTS, Base
 from pbsd.lab.worlds import WORLDS
+from pbsd.reading import read_object, reading
+from pbsd.run_paths import lock_folder
 
 
 def run(command: str, flags: Sequence[str]) -> None:
@@ -63,8 +66,10 @@ def _build(args: argparse.Namespace) -> None:
             print(f"{base.name} comes with the package; --out FOLDER builds another")
             continue
         folder = args.out or cache_folder() / base.name
+        _check_folder(folder)
         try:
-            report = build_base(base, folder, seed=args.seed)
+            with lock_folder(folder, "another build is writing here: wait for it, or give another folder by --out"):
+                report = build_base(base, folder, seed=args.seed)
         except BuildError as failure:
             failures.append(str(failure))
             print(failure, flush=True)
@@ -72,6 +77,18 @@ def _build(args: argparse.Namespace) -> None:
         print(f"{base.name} in {folder}: {json.dumps(report['validation'])}", flush=True)
     if failures:
         raise BuildError("\n".join(failures))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError for a folder with other things than a build of a base."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {str(folder)!r} is a file: name a folder")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names and not {"build.json", "training_state.pt", "training_state.tmp"} & set(names):
+        raise ValueError(
+            f"--out {str(folder)!r} is not a base's folder: it holds {', '.join(names[:3])}. It is left as it is: name "
+            "another folder"
+        )
 
 
 def _chosen(args: argparse.Namespace) -> list[Base]:
@@ -101,16 +118,21 @@ def list_bases() -> None:
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     for name in BASES:
         try:
-            report = json.loads((checkpoint_path(name) / "build.json").read_text())
+            path = checkpoint_path(name) / "build.json"
         except ValueError:
             table.add_row(f"lab/{name}", "-")
             continue
-        rates = report["validation"]
-        student = [f"{100 * rates[key]:.1f}" for key in ("student", "student_greedy")]
-        steps = str(report.get("steps", report["arguments"].get("steps")))
-        teachers = [
-            [world, f"{100 * found['teacher']:.1f}", f"{100 * found['wrong_or_leaking']:.1f}"]
-            for world, found in rates.get("worlds", {"": {**rates, "wrong_or_leaking": 1 - rates["teacher"]}}).items()
-        ]
-        table.add_row(f"lab/{name}", steps, *student, *map("\n".join, zip(*teachers, strict=True)))
+        with reading(path, "remove the folder and build the base again"):
+            table.add_row(*_row(name, read_object(path)))
     Console().print(table)
+
+
+def _row(name: str, report: dict[str, Any]) -> list[str]:
+    rates = report["validation"]
+    student = [f"{100 * rates[key]:.1f}" for key in ("student", "student_greedy")]
+    steps = str(report.get("steps", report["arguments"].get("steps")))
+    teachers = [
+        [world, f"{100 * found['teacher']:.1f}", f"{100 * found['wrong_or_leaking']:.1f}"]
+        for world, found in rates.get("worlds", {"": {**rates, "wrong_or_leaking": 1 - rates["teacher"]}}).items()
+    ]
+    return [f"lab/{name}", steps, *student, *map("\n".join, zip(*teachers, strict=True))]

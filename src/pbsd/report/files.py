@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pbsd.compare.files import unpacked
+from pbsd.reading import is_begun, parse_object, parse_yaml
 
 Record = dict[str, Any]
 MAX_TEXT = 1_000_000
@@ -37,27 +35,24 @@ def read_json(path: Path, notes: Notes) -> Record | None:
     """The object in the file; None where there is no file. Raises ValueError where it is not a JSON object."""
     if not path.is_file():
         return None
-    return _bounded(_parse(read_text(path, notes), str(path)), path.name, notes)
+    return _bounded(parse_object(read_text(path, notes), str(path)), path.name, notes)
 
 
 def read_yaml(path: Path, notes: Notes) -> Record:
-    """The mapping in the file; empty where there is no file. Raises ValueError where it is not a mapping."""
+    """The mapping in the file; empty where there is no file. Raises ValueError where it is not YAML or no mapping."""
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(read_text(path, notes))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML ({error}): mend or remove it") from error
+    content = parse_yaml(read_text(path, notes), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a mapping of options, is a {type(content).__name__}")
-    return _bounded(content, path.name, notes)
+    return _bounded({str(key): value for key, value in content.items()}, path.name, notes)
 
 
 def read_lines(path: Path, notes: Notes) -> list[tuple[str, Record]]:
     """Each line's place ("FILE, line N") and object; empty where there is no file.
 
-    A last line without a line break that is not JSON was cut off (the run still writes, or was killed): it is left out,
-    with a note.
+    A last line without a line break that begins an object and does not end it was cut off (the run still writes, or
+    was killed): it is left out, with a note.
 
     Raises:
         ValueError: any other line that is not a JSON object.
@@ -71,25 +66,15 @@ def read_lines(path: Path, notes: Notes) -> list[tuple[str, Record]]:
             continue
         where = f"{path}, line {number:,}"
         try:
-            record = _parse(line, where)
+            record = parse_object(line, where)
             if len(line) > MAX_TEXT:
                 record = _bounded(record, f"{path.name}, line {number:,}", notes)
             records.append((where, record))
         except ValueError:
-            if number < len(lines):
+            if number < len(lines) or not is_begun(line):
                 raise
             notes.append(f"{path.name}: the last line ({number:,}) is cut off and left out; the run may still write.")
     return records
-
-
-def _parse(text: str, where: str) -> Record:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}): mend or remove it") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: must be a JSON object, is {text.strip()[:40]!r}")
-    return content
 
 
 def _bounded(record: Record, where: str, notes: Notes) -> Record:

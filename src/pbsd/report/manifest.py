@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pbsd.compare.training_tables import chosen_options
+from pbsd.redact import public
 from pbsd.report.elements import MISSING, Section, Table
 from pbsd.report.runs import Run
 from pbsd.report.study import Study
@@ -14,6 +15,7 @@ from pbsd.report.trials import differing_options, option
 
 
 def manifest(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
+    """Without secrets, also those that an earlier version left in the files."""
     tables = []
     if len(runs) > 1 and (keys := differing_options(runs)):
         rows = [[key, *(str(option(run, key)) for run in runs)] for key in keys]
@@ -29,7 +31,7 @@ def manifest(runs: Sequence[Run], studies: Sequence[Study]) -> Section:
 
 def _of_study(study: Study) -> list[Table]:
     if study.findings is None:
-        rows = [list(pair) for pair in flat(study.choices)] if study.choices else []
+        rows = [list(pair) for pair in flat(public(study.choices))] if study.choices else []
         return [Table(f"Choices of {study.name}", ("entry", "value"), rows)] if rows else []
     choices = study.findings.choices
     titles, chosen = chosen_options(study.findings)
@@ -40,7 +42,7 @@ def _of_study(study: Study) -> list[Table]:
     ran = [[_text(run.get(name)) for name in columns] for run in choices["runs"]]
     tables = [
         Table(f"Chosen options of {study.name}", titles, chosen),
-        Table(f"Plan of {study.name}", ("entry", "value"), [list(pair) for pair in flat(choices["study"])]),
+        Table(f"Plan of {study.name}", ("entry", "value"), [list(pair) for pair in flat(public(choices["study"]))]),
         Table(f"Runs of {study.name}", [name.replace("_", " ") for name in columns], ran),
     ]
     return [table for table in tables if table.rows]

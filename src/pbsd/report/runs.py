@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pbsd.intervals import Interval, difference_interval, share_interval
+from pbsd.redact import public
 from pbsd.report.files import Notes, Record, integer, number, read_json, read_lines, read_yaml
 
 RUN_FILES = ("manifest.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "eval_before.json", "summary.json")
@@ -132,8 +133,8 @@ def read_run(path: Path, name: str) -> Run:
     run = Run(
         name=name,
         path=path,
-        config=read_yaml(path / "config.yaml", notes),
-        manifest=read_json(path / "manifest.json", notes) or {},
+        config=public(read_yaml(path / "config.yaml", notes)),
+        manifest=public(read_json(path / "manifest.json", notes) or {}),
         metrics=metrics,
         samples=samples,
         alarms=alarms,

@@ -13,6 +13,7 @@ from pbsd.compare.files import CHOICES, CURVES, RESULTS, TRAINING
 from pbsd.compare.findings import Findings, read_findings
 from pbsd.compare.study import Cell
 from pbsd.compare.table import make_table
+from pbsd.redact import public
 from pbsd.report.files import Notes, Record, number, read_json, read_lines, text
 from pbsd.report.trials import Point, Trial, Window
 
@@ -80,7 +81,7 @@ def read_study(path: Path, name: str) -> Study:
         problems[problem] = correct / judged if judged else math.nan
     notes += [f"{file}: not in this folder." for file in (*STUDY_FILES, TRAINING) if not (path / file).is_file()]
     windows = _windows(path, points, notes)
-    choices = read_json(path / CHOICES, notes)
+    choices = public(read_json(path / CHOICES, notes))
     findings, rules = _findings(path, choices, notes)
     trials = [
         Trial(
