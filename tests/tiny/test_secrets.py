@@ -99,13 +99,13 @@ def test_what_is_pushed_has_no_canary_and_no_path_of_this_machine(canaries, tmp_
     """The hub gets the files of a model; of an adapter the base's name without its folders."""
     hub = tmp_path / "hub"
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, revision, commit_message):
         for pattern in allow_patterns:
             for path in Path(folder_path).glob(pattern):
                 hub.mkdir(exist_ok=True)
                 shutil.copy(path, hub)
 
-    def upload_file(self, *, repo_id, path_in_repo, path_or_fileobj, commit_message):
+    def upload_file(self, *, repo_id, path_in_repo, path_or_fileobj, revision, commit_message):
         hub.mkdir(exist_ok=True)
         (hub / path_in_repo).write_bytes(path_or_fileobj)
 
