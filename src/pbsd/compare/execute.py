@@ -24,13 +24,17 @@ from transformers.utils import logging as transformers_logging
 
 from pbsd.accuracy import Accuracy, ProblemResult, measure_accuracy
 from pbsd.api import SelfDistillationTrainer
+from pbsd.checkpoints import described, newest_whole
 from pbsd.compare.plan import Run, write_recipe
-from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, is_current, read_lines
+from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, read_lines
 from pbsd.data import load_rows
 from pbsd.engine import Engine
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
-from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, git_revision, stop_on_sigterm
+from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, stop_on_sigterm
+from pbsd.run_start import git_revision
+
+logger = logging.getLogger(__name__)
 
 _BEST = "best_weights.pt"
 _DIVERGED = "no longer finite"
@@ -51,14 +55,20 @@ def execute(run: Run, folder: Path, options: Mapping[str, Any], save_steps: int)
     transformers_logging.disable_progress_bar()
     files = RunFolder(folder)
     with closing(files.lock()):
-        checkpoint = files.start(resume=is_current(files.read(STARTED), run.key, options))
-        files.write(STARTED, {"key": run.key, "options": options})
+        started = {"key": run.key, "options": options}
+        resume = files.read(STARTED) == started
+        checkpoint, damaged = newest_whole(folder) if resume else (None, {})
+        files.start(resume=resume, checkpoint=checkpoint)
+        files.write(STARTED, started)
         recipe = write_recipe(run, folder, save_steps=save_steps, save_total_limit=1, logging_steps=1)
         with _log_file(folder / "log.txt"):
+            if damaged:
+                logger.warning("set aside: %s", described(damaged))
+            logger.warning("training %s", f"goes on from {checkpoint}" if checkpoint else "starts from the beginning")
             trainer = build_trainer(*load_recipe(recipe))
             found = _train_and_test(trainer, run, files, checkpoint)
         files.write(RESULT, {"name": run.name, "key": run.key, "options": options, **found, "versions": _versions()})
-        for path in (*folder.glob("checkpoint-*"), folder / _BEST):
+        for path in (*folder.glob("*checkpoint-*"), folder / _BEST):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

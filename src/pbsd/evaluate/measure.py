@@ -19,13 +19,13 @@ from pbsd import benchmarks
 from pbsd.api import load_model, load_tokenizer, make_renderer, model_folder, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
+from pbsd.determines import weights_hash
 from pbsd.engine import Engine
 from pbsd.evaluate.records import RECORDS, SUMMARY, ProblemRecord, ResultFolder, SampleRecord, problem_keys
 from pbsd.evaluate.statistics import summarize
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
 from pbsd.rollouts import TransformersSampler
-from pbsd.run import weights_hash
 
 logger = logging.getLogger(__name__)
 
