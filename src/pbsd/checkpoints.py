@@ -86,6 +86,17 @@ def made_of(checkpoint: Path) -> dict[str, Any] | None:
     return found
 
 
+def logged(checkpoint: Path) -> int:
+    """How many lines of metrics.jsonl had been written when the checkpoint was saved."""
+    history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))["log_history"]
+    return sum(not is_end_of_training(entry) for entry in history)
+
+
+def is_end_of_training(logs: Mapping[str, Any]) -> bool:
+    """Whether these are transformers' figures of a whole training, which metrics.jsonl leaves out."""
+    return "train_runtime" in logs
+
+
 def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     """The newest checkpoint without faults, and the faults of those that are newer."""
     damaged: dict[Path, list[str]] = {}

@@ -152,17 +152,17 @@ class ResumableTrainer(Trainer):
         assert self.model is not None
         trained = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
         for what, tensors in (
-            ("the weights", trained),
-            ("the optimizer's state", _tensors(optimizer)),
-            ("the teacher's weights", _tensors(state)),
+            ("the weights are", trained),
+            ("the optimizer's state is", _tensors(optimizer)),
+            ("the teacher's weights are", _tensors(state)),
         ):
             for name, value in tensors:
                 if value.is_floating_point() and not bool(value.isfinite().all()):
                     newest = next(reversed(checkpoints.by_step(Path(self.args.output_dir or ".")).values()), None)
                     raise ValueError(
-                        f"step {self.state.global_step}: {what} are no longer finite ({name}), so they are not saved; "
+                        f"step {self.state.global_step}: {what} no longer finite ({name}), so nothing of it is saved; "
                         + (f"the last checkpoint is {newest}" if newest else "there is no checkpoint from before")
-                        + ". Lower learning_rate or max_grad_norm and start again"
+                        + ". Start again with a lower learning_rate or max_grad_norm"
                     )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -60,6 +60,8 @@ class RunFolder:
             (self.path / SUMMARY).unlink(missing_ok=True)
             for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "curve.jsonl"):
                 _cut_after_step(self.path / name, step)
+            if checkpoint:
+                _cut_after_lines(self.path / "metrics.jsonl", checkpoints.logged(checkpoint))
             checkpoints.clear_leftovers(self.path)
             for number, path in checkpoints.by_step(self.path).items():
                 if number > step:
@@ -237,7 +239,7 @@ class RunLog(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        if logs and "train_runtime" not in logs and state.is_world_process_zero:
+        if logs and not checkpoints.is_end_of_training(logs) and state.is_world_process_zero:
             self.folder.append("metrics.jsonl", [{"step": state.global_step, **logs}])
 
 
@@ -325,3 +327,12 @@ def _cut_after_step(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
     os.replace(temporary, path)
+
+
+def _cut_after_lines(path: Path, number: int) -> None:
+    """Leave out what was logged at the checkpoint's step after it had been saved: it is logged again."""
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+    if len(lines) > number:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(line + "\n" for line in lines[:number]), "utf-8")
+        os.replace(temporary, path)

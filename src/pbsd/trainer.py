@@ -150,7 +150,8 @@ class MethodTrainer(ResumableTrainer):
         if not torch.isfinite(loss_sum):
             raise ValueError(
                 f"step {self.state.global_step + 1}: the loss is {loss_sum.item()}: weights or scores are no "
-                "longer finite. Lower learning_rate or raise beta, and go on from the last checkpoint"
+                "longer finite. Start again with a lower learning_rate or a higher beta; the last checkpoint holds the "
+                "weights from before"
             )
         self._metrics.merge(metrics)
         self._samples += samples
