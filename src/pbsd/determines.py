@@ -103,6 +103,9 @@ _WITH_THE_BEST_MODEL = frozenset(("eval_strategy", "eval_steps", "eval_delay", "
 _WITH_ALARMS_THAT_STOP = frozenset(("logging_steps", "logging_strategy", "logging_first_step"))
 """Determine a run that an alarm may end: alarms look at logs."""
 
+_AT_TIMES = _WITH_THE_BEST_MODEL | _WITH_ALARMS_THAT_STOP
+"""Are compared where they determine both of two runs."""
+
 MAY_CHANGE = "may_change"
 _OF_THE_ADAPTERS_FOLDER = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
 
@@ -159,10 +162,10 @@ def refuse_changes(earlier: Mapping[str, Any], now: Mapping[str, Any], where: An
     """Raises ValueError, naming everything in which a run that is to go on differs from its record."""
     names, values = [], []
     for name in now:
-        if name == MAY_CHANGE or earlier.get(name) == now[name]:
+        old, new = _compared(earlier.get(name), now[name])
+        if name == MAY_CHANGE or old == new:
             continue
         names.append(name)
-        old, new = earlier.get(name), now[name]
         if isinstance(old, dict) and isinstance(new, dict) and name != "rows":
             inner = _changed(old, new)
             names += inner
@@ -231,6 +234,15 @@ def _code_hash(function: Any) -> str | None:
 def _values(options: Any) -> dict[str, Any]:
     values: dict[str, Any] = options.to_dict() if hasattr(options, "to_dict") else dataclasses.asdict(options)
     return values
+
+
+def _compared(old: Any, new: Any) -> tuple[Any, Any]:
+    """Without the options that determine one of the two runs only."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old, new
+    leave_out = (old.keys() ^ new.keys()) & _AT_TIMES
+    first, second = ({key: one[key] for key in one if key not in leave_out} for one in (old, new))
+    return first, second
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

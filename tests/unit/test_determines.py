@@ -71,3 +71,14 @@ def test_allowed_changes_are_said():
     assert determines.allowed_changes(began, now) == ["max_steps 4 -> 6", "the code of f"]
     assert not determines.goes_as_far(began, now)
     assert determines.goes_as_far(began, {"may_change": {"max_steps": 4, "num_threads": 2}})
+
+
+def test_an_option_that_determines_at_times_is_compared_where_it_does_in_both():
+    """`--resume --on_alarm warn` goes past an alarm that stopped the run; two runs that stop must log alike."""
+    stops, goes_on = ({"options": {"seed": 1, **logs}} for logs in ({"logging_steps": 1}, {}))
+    determines.refuse_changes(stops, goes_on, "x")
+    determines.refuse_changes(goes_on, stops, "x")
+    with pytest.raises(ValueError, match="logging_steps 1 -> 2"):
+        determines.refuse_changes(stops, {"options": {"seed": 1, "logging_steps": 2}}, "x")
+    with pytest.raises(ValueError, match="seed 1 -> null"):
+        determines.refuse_changes(stops, {"options": {}}, "x")
