@@ -121,6 +121,8 @@ class ResumableTrainer(Trainer):
 
     def begin_training(self) -> None:
         """Called when training begins, after a checkpoint's state has been loaded."""
+        if self.args.should_save:
+            checkpoints.clear_leftovers(Path(self.args.output_dir or "."))
         step, last = self.state.global_step, self.state.max_steps
         if not step:
             return
@@ -196,9 +198,6 @@ class ResumableTrainer(Trainer):
         """Every process writes its part, then one seals the checkpoint and gives it its place. Returns what failed."""
         saved, best = folder / SAVING / checkpoint.name, self.state.best_model_checkpoint
         with self._joined_failure() as failure:
-            if self.args.should_save:
-                shutil.rmtree(folder / SAVING, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
             with self._saving():
                 super()._save_checkpoint(model, trial)
         if not failure:

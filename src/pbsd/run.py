@@ -62,7 +62,6 @@ class RunFolder:
                 _cut_after_step(self.path / name, step)
             if checkpoint:
                 _cut_after_lines(self.path / "metrics.jsonl", checkpoints.logged(checkpoint))
-            checkpoints.clear_leftovers(self.path)
             for number, path in checkpoints.by_step(self.path).items():
                 if number > step:
                     checkpoints.set_aside(path)
