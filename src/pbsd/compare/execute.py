@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.metadata
 import itertools
 import logging
@@ -203,7 +204,14 @@ class Curve(TrainerCallback):
         """Put the weights that the rule asks for into the model; returns their step."""
         if self.run.checkpoint == "last":
             return int(self.points[-1]["step"])
-        best = torch.load(self.files.path / _BEST, weights_only=True)
+        path = self.files.path / _BEST
+        try:
+            best = torch.load(path, weights_only=True)
+            whole = best["sha256"] == _content_hash(best["step"], best["weights"])
+        except Exception:  # torch has many for a damaged file: OSError, RuntimeError, pickle's
+            whole = False
+        if not whole:
+            raise ValueError(f"{path} is damaged: remove its folder {path.parent}, and the run is done again")
         with torch.no_grad():
             for name, parameter in self.trainer.engine.student.named_parameters():
                 parameter.copy_(best["weights"][name])
@@ -232,8 +240,16 @@ class Curve(TrainerCallback):
         """A later best that a resumed run does not know of is written again by it, since it repeats the same steps."""
         temporary = self.files.path / f".{_BEST}.tmp"
         weights = {name: parameter.detach() for name, parameter in self.trainer.engine.student.named_parameters()}
-        torch.save({"step": step, "weights": weights}, temporary)
+        torch.save({"step": step, "weights": weights, "sha256": _content_hash(step, weights)}, temporary)
         os.replace(temporary, self.files.path / _BEST)
+
+
+def _content_hash(step: int, weights: Mapping[str, torch.Tensor]) -> str:
+    """Of what `best_weights.pt` holds: torch reads a file with a flipped bit without a word."""
+    digest = hashlib.sha256(str(step).encode())
+    for name, value in weights.items():
+        digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _metrics_by_point(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> list[dict[str, Any]]:
