@@ -6,50 +6,38 @@ eval_before.json, eval_after.json, checkpoint-N/, model/ and, when the run is fi
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from pbsd import checkpoints
 from pbsd.accuracy import Accuracy, ProblemResult, paired_difference
 from pbsd.api import SelfDistillationTrainer
 from pbsd.config import RolloutConfig
+from pbsd.determines import MAY_CHANGE, changeable_options, determining_options
 from pbsd.hub import push_model, write_model_card
-from pbsd.methods import method_name
 from pbsd.progress import ProgressBar, status
 from pbsd.reading import read_lines, read_object, reading
 from pbsd.recipe import RunArguments, dump_recipe
-from pbsd.redact import public
 from pbsd.run_paths import check_output_dir, lock_folder, move_aside
+from pbsd.run_start import MANIFEST, MODEL, SUMMARY, Start, fresh_start, manifest, plan_resume
 from pbsd.strict_json import strict
-from pbsd.trainer import METHOD_STATE, MethodTrainer
+from pbsd.trainer import MethodTrainer
 
 logger = logging.getLogger(__name__)
-
-
-_MAY_CHANGE = (
-    "max_steps", "num_train_epochs", "output_dir", "logging_", "save_", "eval_s", "eval_on", "report_to", "run_name",
-    "disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_num_workers", "generation_batch_size",
-    "scoring_batch_tokens", "train_batch_tokens", "reward_timeout", "reward_workers", "resume_from_checkpoint", "do_",
-    "on_alarm", "alarms",
-)  # fmt: skip
-"""Beginnings of the options that a resumed run may have otherwise."""
 
 
 _RESTORE = "bring the file back, or move the folder away to start again"
@@ -65,37 +53,29 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def start(self, *, resume: bool) -> Path | None:
-        """Make the folder ready. Returns the checkpoint to resume from, if any.
+    def start(self, *, resume: bool, checkpoint: Path | None = None) -> None:
+        """Make the folder ready to go on from a checkpoint of it or, without one, from the beginning.
 
-        Without `resume`, an earlier run there is moved aside, never overwritten.
+        Without `resume`, an earlier run there is moved aside, never overwritten. With it, checkpoints that are newer
+        than the one to go on from are damaged: they are renamed, so that nothing takes them for whole ones.
         """
-        checkpoint = self.newest_checkpoint()
         if resume:
             step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+            (self.path / SUMMARY).unlink(missing_ok=True)
             for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "curve.jsonl"):
                 _cut_after_step(self.path / name, step)
+            if checkpoint:
+                _cut_after_lines(self.path / "metrics.jsonl", checkpoints.logged(checkpoint))
+            for number, path in checkpoints.by_step(self.path).items():
+                if number > step:
+                    checkpoints.set_aside(path)
         else:
             move_aside(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        return checkpoint if resume else None
 
     def lock(self) -> IO[str]:
         """Held until it is closed or the process ends. Raises ValueError while another run writes to this folder."""
         return lock_folder(self.path, "another run is writing here: wait for it, or set another output_dir")
-
-    def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end: trainer_state.json comes last, so it must be whole."""
-        folders = [path for path in self.path.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-        for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-            try:
-                json.loads((folder / "trainer_state.json").read_text())
-            except (OSError, ValueError):
-                logger.warning("%s is incomplete (the run was killed while saving); passed over", folder)
-                continue
-            if (folder / METHOD_STATE).is_file():
-                return folder
-        return None
 
     def append(self, name: str, records: list[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -127,13 +107,35 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     trainer = build_trainer(run, replace(config, push_to_hub=False))
     main = trainer.is_world_process_zero()
     lock = folder.lock() if main else None
-    checkpoint = folder.newest_checkpoint() if resume else None
+    trainer.made_of = trainer.what_determines()
+    changeable = {**trainer.made_of[MAY_CHANGE], **changeable_options(run)}
+    made_of = {**trainer.made_of, "recipe": determining_options(run), MAY_CHANGE: changeable}
+
+    def plan() -> Start:
+        if not resume:
+            return fresh_start(folder.path)
+        return plan_resume(
+            folder.path,
+            _earlier_manifest(folder),
+            made_of,
+            last_step=trainer.last_step(),
+            save_only_model=config.save_only_model,
+        )
+
     # Before anything of an earlier run is touched: refuse to resume something else.
-    made_of = manifest(trainer, _earlier_manifest(folder) if resume else None, checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    start = _on_main_process(trainer, plan)
     if main:
-        folder.start(resume=resume)
-        folder.write("manifest.json", made_of)  # first: it says whose folder this is
+        print(start.line, flush=True)
+    if start.finished:
+        summary = folder.read(SUMMARY)
+        if main and config.push_to_hub:
+            _push(folder, config, summary.get("stopped_by"))
+        if lock is not None:
+            lock.close()
+        return summary
+    if main:
+        folder.start(resume=resume, checkpoint=start.checkpoint)
+        folder.write(MANIFEST, manifest(made_of, start))  # first: without it the rest is nobody's
         folder.write("config.yaml", dump_recipe(run, config))
     trainer.accelerator.wait_for_everyone()
 
@@ -144,7 +146,7 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     with stop_on_sigterm() as stop:
         trainer.add_callback(stop)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         finally:
             bar = trainer.pop_callback(ProgressBar)
             if isinstance(bar, ProgressBar):
@@ -153,20 +155,39 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
         raise Stopped(
             f"stopped by a signal after step {trainer.state.global_step}; the same command with --resume goes on"
         )
-    trainer.save_model(str(folder.path / "model"))
+    trainer.save_model(str(folder.path / MODEL))
     if main:
-        write_model_card(folder.path / "model", trainer)
+        write_model_card(folder.path / MODEL, trainer)
     after = _measured(trainer, folder, "eval_after.json", "accuracy after training", step=trainer.state.global_step)
     summary = _summary(trainer, before, after)
     if main:
-        folder.write("summary.json", summary)
-        if config.push_to_hub and trainer.stopped_by is not None:
-            logger.warning("not pushed: alarm %s ended training; see summary.json", trainer.stopped_by["rule"])
-        elif config.push_to_hub:
-            logger.warning("pushed to %s", push_model(folder.path / "model", config))
+        folder.write(SUMMARY, summary)
+        if config.push_to_hub:
+            _push(folder, config, trainer.stopped_by)
     if lock is not None:
         lock.close()
     return summary
+
+
+def _on_main_process(trainer: MethodTrainer, function: Callable[[], Start]) -> Start:
+    """Its value, or its error, on all processes."""
+    found: tuple[Start | None, str | None] = (None, None)
+    if trainer.is_world_process_zero():
+        try:
+            found = function(), None
+        except (OSError, ValueError) as error:
+            found = None, str(error)
+    start, problem = gather_object([found])[0]
+    if start is None:
+        raise ValueError(problem)
+    return start
+
+
+def _push(folder: RunFolder, config: RolloutConfig, stopped_by: dict[str, Any] | None) -> None:
+    if stopped_by is not None:
+        logger.warning("not pushed: alarm %s ended training; see summary.json", stopped_by["rule"])
+    else:
+        logger.warning("pushed to %s", push_model(folder.path / MODEL, config))
 
 
 def leave_process_group() -> None:
@@ -208,7 +229,7 @@ class RunLog(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        if logs and "train_runtime" not in logs and state.is_world_process_zero:
+        if logs and not checkpoints.is_end_of_training(logs) and state.is_world_process_zero:
             self.folder.append("metrics.jsonl", [{"step": state.global_step, **logs}])
 
 
@@ -242,77 +263,13 @@ def stop_on_sigterm() -> Iterator[_StopAtStepEnd]:
             signal.signal(number, handler)
 
 
-def manifest(trainer: MethodTrainer, earlier: dict[str, Any] | None, checkpoint: Path | None) -> dict[str, Any]:
-    """What the run is made of; a resumed run's sessions are all listed.
-
-    Raises ValueError when a resumed run would go on from other weights, templates, seeds or data than it began with.
-    """
-    args = trainer.args
-    session = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "command": public(sys.argv),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("pbsd", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-        },
-        "git_revision": git_revision(),
-    }
-    made_of = {
-        "method": method_name(args),
-        "seeds": {"seed": args.seed, "data_seed": args.data_seed, "eval_seed": args.eval_seed},
-        "processes": trainer.accelerator.num_processes,
-        "options": determining_options(args),
-        "initial_weights_sha256": weights_hash(trainer.engine.student),
-        "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
-        "chat_template_sha256": _sha256(str(trainer.engine.tokenizer.chat_template or "")),
-        "rows": {
-            name: {"used": len(dataset), "dropped": dataset.dropped, "sha256": dataset.fingerprint()}
-            for name, dataset in (("train", trainer.train_dataset), ("test", trainer.eval_dataset))
-            if dataset is not None
-        },
-    }
-    made_of = json.loads(json.dumps(public(made_of), default=str))  # as it is read back
-    changed = [name for name, value in made_of.items() if earlier is not None and earlier.get(name) != value]
-    if earlier is not None and "options" in changed:
-        old, new = earlier.get("options", {}), made_of["options"]
-        changed += sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if changed:
-        raise ValueError(
-            f"{args.output_dir}: the run to be resumed began with other {', '.join(changed)} than this command gives: "
-            "repeat the command that started it, or leave out --resume to start anew"
-        )
-    return {**made_of, "sessions": [*(earlier or {"sessions": []})["sessions"], session]}
-
-
 def _earlier_manifest(folder: RunFolder) -> dict[str, Any] | None:
-    earlier: dict[str, Any] | None = folder.read("manifest.json")
+    earlier: dict[str, Any] | None = folder.read(MANIFEST)
     if earlier is not None and not (
         isinstance(earlier.get("sessions"), list) and isinstance(earlier.get("options"), dict)
     ):
-        raise ValueError(
-            f"{folder.path / 'manifest.json'}: damaged: it lacks the options or sessions of a run: {_RESTORE}"
-        )
+        raise ValueError(f"{folder.path / MANIFEST}: damaged: it lacks the options or sessions of a run: {_RESTORE}")
     return earlier
-
-
-def determining_options(args: RolloutConfig) -> dict[str, Any]:
-    """All options that bear on the result of a run, as JSON has them."""
-    options = {key: value for key, value in args.to_dict().items() if not key.startswith(_MAY_CHANGE)}
-    made: dict[str, Any] = json.loads(json.dumps(options, default=str))
-    return made
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _measured(trainer: MethodTrainer, folder: RunFolder, name: str, what: str, *, step: int) -> Accuracy | None:
@@ -360,22 +317,6 @@ def _greedy(problem: ProblemResult) -> float:
     return math.nan if problem.greedy_correct is None else float(problem.greedy_correct)
 
 
-def git_revision() -> str | None:
-    """Of the working folder, with `+changes` when it is not clean; None outside a checkout."""
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision + ("+changes" if changed.strip() else "")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _cut_after_step(path: Path, step: int) -> None:
     if not path.is_file():
         return
@@ -384,3 +325,12 @@ def _cut_after_step(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
     os.replace(temporary, path)
+
+
+def _cut_after_lines(path: Path, number: int) -> None:
+    """Leave out what was logged at the checkpoint's step after it had been saved: it is logged again."""
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+    if len(lines) > number:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(line + "\n" for line in lines[:number]), "utf-8")
+        os.replace(temporary, path)

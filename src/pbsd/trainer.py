@@ -1,14 +1,13 @@
 """One trainer for every method, on `transformers.Trainer`: it knows a method only through `methods.method.Method`.
 
 What is ours here: a step's prompts are collected together, whatever the micro-batches; the loss is divided by the
-global weight; the method's state is in every checkpoint; a failed save costs a checkpoint, not the run.
+global weight; the method's state is in every checkpoint (`ResumableTrainer` says how they are written and read).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,30 +22,31 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINING_ARGS_NAME
 
+from pbsd import checkpoints
 from pbsd.accuracy import Accuracy, measure_accuracy
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
+from pbsd.determines import what_determines
 from pbsd.diagnostics.alarms import Alarm, AlarmMonitor
 from pbsd.diagnostics.style import StyleGap
 from pbsd.engine import Engine
 from pbsd.hub import MODEL_CARD_TAGS, write_model_card
-from pbsd.loop import Loop, unused_parameters
+from pbsd.loop import unused_parameters
 from pbsd.methods.method import Method
 from pbsd.products import fast_linears
 from pbsd.records import Batch, Metrics, Prompt
+from pbsd.resumable import ResumableTrainer, ResumeHooks
 from pbsd.scoring.router import uncounted
 
-METHOD_STATE = "method_state.pt"
 _TOKENS_OF_MEASUREMENTS = ("tokens/refreshed_teacher", "tokens/handover")
 """Sampled in a step beside its batch, to learn how much, not from."""
 
 logger = logging.getLogger(__name__)
 
 
-class MethodTrainer(Loop):
+class MethodTrainer(ResumableTrainer):
     """Trains by a `Method`. See `pbsd.PBSDTrainer` for the constructor users call.
 
     Attributes:
@@ -104,20 +104,12 @@ class MethodTrainer(Loop):
         self._samples: list[dict[str, Any]] = []
         self._step_started = time.monotonic()
         self._step_tokens = 0
-        self._step_is_whole = False
         self.add_callback(_StepHooks(self))
+        self.add_callback(ResumeHooks(self))
         if engine.teacher is not None:
             engine.teacher.to_student_device()
         if isinstance(self.model, PreTrainedModel):
             self.model.add_model_tags(self._tag_names)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `train`. When a step fails (a reward function, say), the steps before it are saved first."""
-        try:
-            return super().train(*args, **kwargs)
-        except (Exception, KeyboardInterrupt):
-            self._rescue()
-            raise
 
     def _wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
         """transformers has decided by now how DDP is to wrap the model."""
@@ -143,14 +135,17 @@ class MethodTrainer(Loop):
         self, epoch_iterator: Iterator[list[Prompt]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """Collect the step's prompts in one go, then cut the batch into micro-batches. Returns them and the weight of
-        the whole step over all processes."""
+        the whole step over all processes. There are none when training goes on from the checkpoint of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], torch.zeros((), device=device)
         micro_batches = list(islice(epoch_iterator, num_batches))
         prompts = [prompt for micro_batch in micro_batches for prompt in micro_batch]
         if not prompts:
             return [], torch.zeros((), device=device)
         self.training_weights()
         self._step_started = time.monotonic()
-        self._step_is_whole = True  # the step before: updated, logged and, where due, saved
+        self.begin_step()
         self.engine.reward_log.take()  # of an evaluation
         batch, metrics = self.method.collect(prompts, self.state.global_step)
         self._keep(metrics)
@@ -189,7 +184,8 @@ class MethodTrainer(Loop):
         if not torch.isfinite(loss_sum):
             raise ValueError(
                 f"step {self.state.global_step + 1}: the loss is {loss_sum.item()}: weights or scores are no "
-                "longer finite. Lower learning_rate or raise beta, and go on from the last checkpoint"
+                "longer finite. Start again with a lower learning_rate or a higher beta; the last checkpoint holds the "
+                "weights from before"
             )
         self._keep(metrics, samples)
         assert num_items_in_batch is not None, "the weight of the step is set by get_batch_samples"
@@ -278,8 +274,7 @@ class MethodTrainer(Loop):
 
     def _newest_checkpoint(self, until: int) -> Path | None:
         """The newest whole checkpoint of step `until` or before."""
-        folders = Path(self.args.output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
-        steps = {int(file.parent.name.rpartition("-")[2]): file.parent for file in folders}
+        steps = checkpoints.by_step(Path(self.args.output_dir or "."))
         return steps.get(max((step for step in steps if step <= until), default=-1))
 
     def evaluate(
@@ -311,30 +306,25 @@ class MethodTrainer(Loop):
 
     # Checkpoints
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {
-                "method": self.method.state_dict(),
-                "generated_tokens": self.generated_tokens,
-                "train_seconds": self.train_seconds,
-                "alarms": self._alarms.state_dict(),
-                "style_gap": self._style_gap.state_dict(),
-            }
-            torch.save(state, Path(output_dir) / METHOD_STATE)
+    def what_determines(self) -> dict[str, Any]:
+        rows = {"train": self.train_dataset, "test": self.eval_dataset}
+        return what_determines(self.args, self.engine, rows, self.accelerator.num_processes)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            path = Path(checkpoint) / METHOD_STATE
-            if not path.is_file():
-                raise ValueError(f"{path} is missing: without the teacher's state the run cannot go on; start it anew")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.method.load_state_dict(state["method"])
-            self.generated_tokens = state["generated_tokens"]
-            self.train_seconds = state["train_seconds"]
-            self._alarms.load_state_dict(state["alarms"])
-            self._style_gap.load_state_dict(state["style_gap"])
+    def training_state(self) -> dict[str, Any]:
+        return {
+            "method": self.method.state_dict(),
+            "generated_tokens": self.generated_tokens,
+            "train_seconds": self.train_seconds,
+            "alarms": self._alarms.state_dict(),
+            "style_gap": self._style_gap.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        self.generated_tokens = state["generated_tokens"]
+        self.train_seconds = state["train_seconds"]
+        self._alarms.load_state_dict(state["alarms"])
+        self._style_gap.load_state_dict(state["style_gap"])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As transformers' `_save`, without training_args.bin, which holds `hub_token` and the like, and with our model
@@ -361,42 +351,13 @@ class MethodTrainer(Loop):
             self.args = args
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A save that fails (a full disk, say) is undone and reported; training and the older checkpoints go on.
-
-        The step at which an alarm stopped training is not saved: that could delete the healthy checkpoint, and a
-        resumed run comes back to the alarm from the checkpoint before, and to the same end.
-        """
-        if self.stopped_by is not None:
-            return
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
+        """The step at which an alarm stopped training is not saved: that could delete the healthy checkpoint, and a
+        resumed run comes back to the alarm from the checkpoint before, and to the same end."""
+        if self.stopped_by is None:
             super()._save_checkpoint(model, trial)
-        except Exception as error:  # storage fails in many types: OSError, safetensors', torch's RuntimeError
-            shutil.rmtree(folder, ignore_errors=True)
-            free = shutil.disk_usage(folder.parent).free / 2**20
-            if self.state.global_step >= self.state.max_steps:
-                raise OSError(
-                    f"{folder}: the last checkpoint could not be saved ({error}); {free:.0f} MiB are free there. Make "
-                    "room and run the same command with --resume: it goes on from the checkpoint before"
-                ) from error
-            logger.error(
-                "%s: checkpoint not saved (%s); %.0f MiB are free there. Training goes on and saves again in %s steps: "
-                "make room, or lower save_total_limit",
-                folder,
-                error,
-                free,
-                self.args.save_steps,
-            )
-            self._metrics.count("health/failed_saves")
 
-    def _rescue(self) -> None:
-        """Save the last whole step, unless it is saved already or the failure came in the middle of an update."""
-        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        alone = self.accelerator.num_processes == 1
-        if self._step_is_whole and alone and self.state.global_step > 0 and not folder.exists():
-            self._save_checkpoint(self.model_wrapped, None)
-            if folder.exists():
-                logger.error("the steps before the failure are saved in %s; mend it and resume from there", folder)
+    def on_failed_save(self) -> None:
+        self._metrics.count("health/failed_saves")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
@@ -438,9 +399,6 @@ class _StepHooks(TrainerCallback):
 
     def __init__(self, trainer: MethodTrainer) -> None:
         self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._step_is_whole = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.method.after_step(state.global_step)

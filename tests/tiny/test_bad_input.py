@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROWS, contains_answer, tiny_model
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from pbsd import PBSDTrainer
 from pbsd.cli import main
@@ -157,27 +158,34 @@ def test_model_that_does_not_exist(config):
         PBSDTrainer("/nowhere", config(), ROWS, None, contains_answer)
 
 
-def full_disk(folder: Path, name: str) -> None:
-    """A file that the system refuses to write to, as a full disk does."""
-    folder.mkdir(parents=True)
-    os.symlink("/dev/full", folder / name)
+class FullDisk(TrainerCallback):
+    """From the end of step 2 a file of its checkpoint is one that the system refuses to write to, as on a full disk."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_step_end(self, args, state, control, **parts):
+        if state.global_step == 2:
+            folder = Path(args.output_dir) / "_saving" / "checkpoint-2"
+            folder.mkdir(parents=True)
+            os.symlink("/dev/full", folder / self.name)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "method_state.pt", "trainer_state.json"])
 def test_disk_full_while_saving_costs_a_checkpoint_not_the_run(make_trainer, tmp_path, caplog, name):
     trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=5)
-    full_disk(tmp_path / "run" / "checkpoint-2", name)
+    trainer.add_callback(FullDisk(name))
     with caplog.at_level(logging.ERROR):
         trainer.train()
     assert trainer.state.global_step == 3
     assert "checkpoint-2: checkpoint not saved" in caplog.text
     assert "MiB are free" in caplog.text
-    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-3"]
 
 
 def test_disk_full_at_the_last_save_says_how_to_go_on(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1)
-    full_disk(tmp_path / "run" / "checkpoint-2", "optimizer.pt")
+    trainer.add_callback(FullDisk("optimizer.pt"))
     with pytest.raises(OSError, match="run the same command with --resume"):
         trainer.train()
     assert (tmp_path / "run" / "checkpoint-1").is_dir()

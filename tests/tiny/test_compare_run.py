@@ -4,11 +4,12 @@ import contextlib
 import json
 
 import pytest
+import torch
 from tiny_study import STUDY, compare, write_study
 
 from pbsd.accuracy import measure_accuracy
 from pbsd.api import SelfDistillationTrainer
-from pbsd.compare.execute import execute
+from pbsd.compare.execute import Curve, execute
 from pbsd.compare.plan import final_runs, resolved_options, tuning_runs
 from pbsd.compare.store import METRICS, RESULT, read_lines
 from pbsd.compare.study import Cell, Place
@@ -105,3 +106,51 @@ def test_no_test_problem_is_read_before_the_end(tmp_path, monkeypatch):
         execute(run, tmp_path / folder, options, 1)
         found.append({**json.loads((tmp_path / folder / RESULT).read_text()), "seconds": None})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("damage", ["missing", "halved", "one bit flipped"])
+def test_damaged_best_weights_are_named(tmp_path, monkeypatch, damage):
+    """Between training and the test, where a run that was killed there reads them; torch does not see a flipped bit."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    run = tuning_runs(study)[0]
+    select = Curve.select
+
+    def damaged_select(self):
+        path = self.files.path / "best_weights.pt"
+        data = bytearray(path.read_bytes())
+        data[data.find(best_bytes(self)) + 5] ^= 1
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(data[: len(data) // 2] if damage == "halved" else data)
+        return select(self)
+
+    def best_bytes(curve):
+        weights = torch.load(curve.files.path / "best_weights.pt", weights_only=True)["weights"]
+        return next(iter(weights.values())).numpy().tobytes()
+
+    monkeypatch.setattr(Curve, "select", damaged_select)
+    with pytest.raises(ValueError, match="best_weights.pt is damaged: remove its folder"):
+        execute(run, tmp_path / "run", resolved_options([run])[run.key], 1)
+    assert not (tmp_path / "run" / RESULT).exists()
+
+
+def test_a_damaged_checkpoint_of_a_study_is_set_aside(tmp_path, monkeypatch):
+    """A study keeps one checkpoint: without it the run is done again from the beginning, and finds the same."""
+    study = load_study(write_study(tmp_path / "tiny") / "study.yaml")
+    run = tuning_runs(study)[0]
+    options = resolved_options([run])[run.key]
+    with monkeypatch.context() as patch:
+        patch.setattr(Curve, "select", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(run, tmp_path / "run", options, 1)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    (checkpoint / "scheduler.pt").write_bytes(b"")
+    found = []
+    for folder in ("run", "whole"):
+        execute(run, tmp_path / folder, options, 1)
+        found.append({**json.loads((tmp_path / folder / RESULT).read_text()), "seconds": None})
+    assert found[0] == found[1]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"set aside: {checkpoint}: scheduler.pt is damaged" in log and "training starts from the beginning" in log
+    assert not [*(tmp_path / "run").glob("*checkpoint*")]

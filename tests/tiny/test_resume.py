@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pbsd.checkpoints import newest_whole
 from pbsd.cli import main
 from pbsd.run import RunFolder, _cut_after_step
 
@@ -42,7 +43,7 @@ def command(recipe, tmp_path, monkeypatch):
             sys.modules.pop("signaller", None)
             return main(words)
         environment = {
-            **os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1",
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1",
             "SIGNAL_AT": str(signal_at), "SIGNAL": str(int(number)),
         }  # fmt: skip
         return subprocess.run(
@@ -119,7 +120,7 @@ def test_a_checkpoint_cut_short_is_passed_over(command, tmp_path):
         damage(folder / "checkpoint-6" / "trainer_state.json")
         (folder / "summary.json").unlink()
         (folder / "eval_after.json").unlink()
-        assert RunFolder(folder).newest_checkpoint().name == "checkpoint-4"
+        assert newest_whole(folder)[0].name == "checkpoint-4"
         assert command("damaged", "--resume") == 0
         assert_same(contents(tmp_path / "whole"), contents(folder))
         shutil.rmtree(folder)

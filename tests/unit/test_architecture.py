@@ -15,9 +15,10 @@ LAYERS = [
     "records", "losses", "pairs", "diagnostics", "products", "logprobs", "scoring", "rollouts", "teacher",
     "config", "rewards",
     "lab", "chat", "completions", "render", "benchmarks",
-    "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub", "loop",
-    "trainer", "adapters", "stacking", "loading", "model_checks", "api",
-    "recipe", "progress", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
+    "data", "intervals", "engine", "samples", "distillation", "handover", "accuracy", "methods", "hub",
+    "loop", "determines", "checkpoints", "resumable", "trainer",
+    "adapters", "stacking", "loading", "model_checks", "api",
+    "recipe", "progress", "run_start", "run", "compare", "evaluate", "pilot", "advise", "figures", "theory_commands",
     "memory", "inspect_recipe", "show_options", "weightless", "report", "cli",
 ]  # fmt: skip
 

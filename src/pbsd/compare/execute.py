@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.metadata
 import itertools
 import logging
@@ -24,15 +25,18 @@ from transformers.utils import logging as transformers_logging
 
 from pbsd.accuracy import Accuracy, ProblemResult, measure_accuracy
 from pbsd.api import SelfDistillationTrainer
+from pbsd.checkpoints import described, newest_whole
 from pbsd.compare.plan import Run, write_recipe
-from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, is_current, read_lines
+from pbsd.compare.store import ALARMS, CURVE, METRICS, RESULT, STARTED, read_lines
 from pbsd.data import load_rows
 from pbsd.engine import Engine
-from pbsd.reading import reading
 from pbsd.recipe import load_recipe
 from pbsd.records import Prompt
 from pbsd.redact import PublicFormatter
-from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, git_revision, stop_on_sigterm
+from pbsd.run import RunFolder, RunLog, Stopped, build_trainer, stop_on_sigterm
+from pbsd.run_start import git_revision
+
+logger = logging.getLogger(__name__)
 
 _BEST = "best_weights.pt"
 _DIVERGED = "no longer finite"
@@ -53,14 +57,20 @@ def execute(run: Run, folder: Path, options: Mapping[str, Any], save_steps: int)
     transformers_logging.disable_progress_bar()
     files = RunFolder(folder)
     with closing(files.lock()):
-        checkpoint = files.start(resume=is_current(files.read(STARTED), run.key, options))
-        files.write(STARTED, {"key": run.key, "options": options})
+        started = {"key": run.key, "options": options}
+        resume = files.read(STARTED) == started
+        checkpoint, damaged = newest_whole(folder) if resume else (None, {})
+        files.start(resume=resume, checkpoint=checkpoint)
+        files.write(STARTED, started)
         recipe = write_recipe(run, folder, save_steps=save_steps, save_total_limit=1, logging_steps=1)
         with _log_file(folder / "log.txt"):
+            if damaged:
+                logger.warning("set aside: %s", described(damaged))
+            logger.warning("training %s", f"goes on from {checkpoint}" if checkpoint else "starts from the beginning")
             trainer = build_trainer(*load_recipe(recipe))
             found = _train_and_test(trainer, run, files, checkpoint)
         files.write(RESULT, {"name": run.name, "key": run.key, "options": options, **found, "versions": _versions()})
-        for path in (*folder.glob("checkpoint-*"), folder / _BEST):
+        for path in (*folder.glob("*checkpoint-*"), folder / _BEST):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -195,8 +205,14 @@ class Curve(TrainerCallback):
         """Put the weights that the rule asks for into the model; returns their step."""
         if self.run.checkpoint == "last":
             return int(self.points[-1]["step"])
-        with reading(self.files.path / _BEST, "remove the run's folder to do it again"):
-            best = torch.load(self.files.path / _BEST, weights_only=True)
+        path = self.files.path / _BEST
+        try:
+            best = torch.load(path, weights_only=True)
+            whole = best["sha256"] == _content_hash(best["step"], best["weights"])
+        except Exception:  # torch has many for a damaged file: OSError, RuntimeError, pickle's
+            whole = False
+        if not whole:
+            raise ValueError(f"{path} is damaged: remove its folder {path.parent}, and the run is done again")
         with torch.no_grad():
             for name, parameter in self.trainer.engine.student.named_parameters():
                 parameter.copy_(best["weights"][name])
@@ -225,8 +241,16 @@ class Curve(TrainerCallback):
         """A later best that a resumed run does not know of is written again by it, since it repeats the same steps."""
         temporary = self.files.path / f".{_BEST}.tmp"
         weights = {name: parameter.detach() for name, parameter in self.trainer.engine.student.named_parameters()}
-        torch.save({"step": step, "weights": weights}, temporary)
+        torch.save({"step": step, "weights": weights, "sha256": _content_hash(step, weights)}, temporary)
         os.replace(temporary, self.files.path / _BEST)
+
+
+def _content_hash(step: int, weights: Mapping[str, torch.Tensor]) -> str:
+    """Of what `best_weights.pt` holds: torch reads a file with a flipped bit without a word."""
+    digest = hashlib.sha256(str(step).encode())
+    for name, value in weights.items():
+        digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _metrics_by_point(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> list[dict[str, Any]]:

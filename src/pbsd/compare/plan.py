@@ -18,11 +18,11 @@ import yaml
 from pbsd.adapters import ADAPTER_CONFIG, adapter_config
 from pbsd.compare.fields import StudyError
 from pbsd.compare.study import Budget, Cell, CheckpointRule, Decay, FinalTest, Place, Study, Unit, Validation
+from pbsd.determines import determining_options
 from pbsd.lab.worlds import world
 from pbsd.loading import model_folder
 from pbsd.recipe import RecipeError, load_recipe
 from pbsd.redact import public
-from pbsd.run import determining_options
 
 _WITHOUT_EFFECT = ("model_name_or_path", "teacher_model", "num_threads", "disable_tqdm", "use_cpu")
 """Keys of a run's recipe that its results do not depend on; models have hashes of their own."""

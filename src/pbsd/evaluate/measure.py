@@ -19,6 +19,7 @@ from pbsd import benchmarks
 from pbsd.api import load_tokenizer, make_renderer, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.data import PromptDataset
+from pbsd.determines import weights_hash
 from pbsd.engine import Engine
 from pbsd.evaluate.records import RECORDS, SUMMARY, ProblemRecord, ResultFolder, SampleRecord, problem_keys
 from pbsd.evaluate.statistics import summarize
@@ -27,7 +28,6 @@ from pbsd.model_checks import check_ids, has_position_table, positions
 from pbsd.records import Prompt, Rollout
 from pbsd.rewards import Grade, GradedReward, GraderPool, required_columns
 from pbsd.rollouts import TransformersSampler
-from pbsd.run import weights_hash
 from pbsd.run_paths import folder_part
 
 logger = logging.getLogger(__name__)

@@ -205,7 +205,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """What determines the run but its seed; the data set is its cell."""
     options = run.manifest.get("options")
     settings = dict(options) if isinstance(options, dict) else {}
-    for key in ("model_name_or_path", "use_peft", "lora_r", "max_steps"):
+    for key in ("model_name_or_path", "teacher_model", "use_peft", "lora_r", "lora_alpha", "max_steps"):
         if key in run.config:
             settings[key] = run.config[key]
     return {key: value for key, value in settings.items() if key not in ("seed", "data_seed")}

@@ -1,0 +1,183 @@
+"""What a run does not go on from: damaged checkpoints, lost manifests, another run's options. Each is named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROWS, contains_answer
+from kill_matrix import contents, train, write_inputs
+from test_resume_kills import files
+
+from pbsd.checkpoints import by_step, seal
+
+LORA = ["--use_peft", "--lora_target_modules", "q_proj"]
+OTHER_REWARD = "def reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_inputs(folder)
+    for name, flags in (("full", []), ("lora", LORA)):
+        status, said, _ = train(folder, name, [*flags, "--teacher", "ema", "--ema_decay", "0.9"])
+        assert status == 0, said
+    return folder
+
+
+def unfinished(root, name, of="full"):
+    """A copy of a run that was killed after its last checkpoint."""
+    shutil.rmtree(root / name, ignore_errors=True)
+    shutil.copytree(root / of, root / name)
+    (root / name / "summary.json").unlink()
+    return root / name
+
+
+EMA = ["--teacher", "ema", "--ema_decay", "0.9"]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "one bit flipped": flip,
+}
+
+
+def test_every_file_of_a_checkpoint_damaged_the_older_one_is_used(root):
+    """Each file with one kind of damage in turn (all kinds of all files: tests/unit/test_checkpoints.py)."""
+    names = sorted(path.name for path in (root / "full" / "checkpoint-3").iterdir())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "method_state.pt", "rng_state.pth"} <= {*names}
+    whole = contents(root / "full")
+    for place, name in enumerate(names):
+        kind = list(DAMAGE)[place % len(DAMAGE)]
+        folder = unfinished(root, "damaged")
+        DAMAGE[kind](folder / "checkpoint-3" / name)
+        status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+        assert status == 0 and "goes on from checkpoint-2" in said, said
+        assert f"checkpoint-3: {name} is {'missing' if kind == 'missing' else 'damaged'}" in said
+        shutil.rmtree(folder / "damaged-checkpoint-3")
+        assert contents(folder) == whole, (name, kind)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_without_a_whole_checkpoint_nothing_is_touched(root, kind):
+    folder = unfinished(root, "damaged")
+    DAMAGE[kind](folder / "checkpoint-3" / "scheduler.pt")
+    DAMAGE[kind](folder / "checkpoint-2" / "optimizer.pt")
+    before = files(folder)
+    status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+    assert status == 2 and "leave out --resume to start from the beginning" in said
+    assert "checkpoint-3: scheduler.pt is" in said and "checkpoint-2: optimizer.pt is" in said
+    assert files(folder) == before
+
+
+def test_checkpoints_of_weights_alone_are_refused(root):
+    """Saved with save_only_model, resumed without it, and the other way round."""
+    assert train(root, "weights", ["--save_only_model"])[0] == 0
+    unfinished(root, "weights2", of="weights")
+    status, said, _ = train(root, "weights2", ["--resume"])
+    assert status == 2 and "saved without optimizer.pt, scheduler.pt, method_state.pt: with save_only_model" in said
+    unfinished(root, "weights2")
+    status, said, _ = train(root, "weights2", [*EMA, "--save_only_model", "--resume"])
+    assert status == 2 and "save_only_model keeps the weights alone" in said
+
+
+def test_an_old_checkpoint_is_refused_and_can_be_accepted_by_hand(root):
+    folder = unfinished(root, "old")
+    for checkpoint in by_step(folder).values():
+        (checkpoint / "manifest.json").unlink()
+    status, said, _ = train(root, "old", [*EMA, "--resume"])
+    assert status == 2 and "manifest.json is missing" in said and "import seal" in said
+    seal(folder / "checkpoint-3")
+    status, said, _ = train(root, "old", [*EMA, "--resume"])
+    assert status == 0 and "goes on from checkpoint-3" in said
+
+
+@pytest.mark.parametrize("flags", [[], ["--learning_rate", "1e-2"]])
+def test_a_run_without_its_manifest_is_refused(root, flags):
+    folder = unfinished(root, "lost")
+    (folder / "manifest.json").unlink()
+    before = files(folder)
+    status, said, _ = train(root, "lost", [*EMA, "--resume", *flags])
+    assert status == 2 and f"{folder}/manifest.json is missing" in said and "checkpoint-3" in said
+    assert files(folder) == before
+
+
+CHANGES = {
+    "reward_funcs": ["--reward_funcs", "other_reward:reward"],
+    "learning_rate": ["--learning_rate", "1e-2"],
+    "eval_seed": ["--eval_seed", "5"],
+    "alarm_window": ["--alarm_window", "30"],
+    "ema_decay": ["--ema_decay", "0.5"],
+    "method": ["--method", "opsd"],
+    "weight_decay": ["--weight_decay", "0.1"],
+    "rows": ["--dataset_train_size", "8"],
+    "initial_weights_sha256": ["--seed", "3", *LORA],
+}
+OF_AN_ADAPTER = {
+    "lora_alpha": ["--lora_alpha", "8"],
+    "lora_dropout": ["--lora_dropout", "0.1"],
+    "r": ["--lora_r", "2"],
+    "target_modules": ["--lora_target_modules", "v_proj"],
+}
+
+
+@pytest.mark.parametrize(("run", "name"), [*(("full", n) for n in CHANGES), *(("lora", n) for n in OF_AN_ADAPTER)])
+def test_another_run_is_refused_by_name(root, monkeypatch, run, name):
+    (root / "other_reward.py").write_text(OTHER_REWARD)
+    monkeypatch.syspath_prepend(str(root))
+    folder = unfinished(root, "changed", of=run)
+    before = files(folder)
+    flags = [*EMA, *(LORA if run == "lora" else []), "--resume", *{**CHANGES, **OF_AN_ADAPTER}[name]]
+    status, said, _ = train(root, "changed", flags)
+    assert status == 2 and "began with other" in said, said
+    assert name in said.partition("began with other ")[2].partition(" than this command gives")[0], said
+    assert files(folder) == before
+
+
+def test_allowed_changes_are_said_and_take_effect(root):
+    folder = unfinished(root, "further")
+    flags = [*EMA, "--resume", "--max_steps", "5", "--logging_steps", "1", "--save_steps", "1"]
+    status, said, _ = train(root, "further", flags)
+    assert status == 0 and "goes on from checkpoint-3; this command changes max_steps 3 -> 5" in said
+    assert list(by_step(folder)) == [4, 5]  # saved at every step now, two are kept
+    status, said, _ = train(root, "further", [*EMA, "--resume", "--max_steps", "4"])
+    assert status == 2 and "training is to end at step 4" in said and "checkpoint-5 is beyond that" in said
+
+
+def test_a_changed_reward_of_the_same_name_is_said(root, monkeypatch):
+    """Its author may have fixed it, which only he knows."""
+    monkeypatch.syspath_prepend(str(root))
+    flags = ["--method", "sft", "--reward_funcs", "my_reward:reward"]
+    (root / "my_reward.py").write_text(OTHER_REWARD)
+    assert train(root, "fixed", flags)[0] == 0
+    (root / "fixed" / "summary.json").unlink()
+    (root / "my_reward.py").write_text(OTHER_REWARD + "# fixed\n")
+    status, said, _ = train(root, "fixed", [*flags, "--resume"])
+    assert status == 0 and "this command changes the code of reward" in said
+
+
+def test_a_trainer_in_python_refuses_them_too(make_method, tmp_path):
+    """An opsd checkpoint in a pbsd run, another reward, a damaged file; `True` takes the newest whole one."""
+    options = {"save_strategy": "steps", "save_steps": 1}
+    make_method("opsd", **options).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(ValueError, match='other method, .*method "opsd" -> "pbsd"'):
+        make_method("pbsd", **options).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="other rewards than"):
+        make_method("opsd", reward=contains_answer, **options).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="other rows than"):
+        make_method("opsd", rows=ROWS[:12], **options).train(resume_from_checkpoint=checkpoint)
+    flip(Path(checkpoint) / "optimizer.pt")
+    with pytest.raises(ValueError, match=r"checkpoint-1: optimizer.pt is damaged .*whole one is .*checkpoint-2"):
+        make_method("opsd", **options).train(resume_from_checkpoint=checkpoint)
+    flip(tmp_path / "run" / "checkpoint-2" / "rng_state.pth")
+    with pytest.raises(ValueError, match=r"no whole checkpoint lies in .*rng_state.pth is damaged"):
+        make_method("opsd", **options).train(resume_from_checkpoint=True)
