@@ -161,7 +161,9 @@ def what_determines(
 
 def refuse_changes(earlier: Mapping[str, Any], now: Mapping[str, Any], where: Any) -> None:
     """Raises ValueError, naming everything in which a run that is to go on differs from its record."""
-    names, values = [], []
+    names: list[str] = []
+    inner_names: list[str] = []
+    values: list[str] = []
     for name in now:
         old, new = _compared(earlier.get(name), now[name])
         if name == MAY_CHANGE or old == new:
@@ -169,15 +171,16 @@ def refuse_changes(earlier: Mapping[str, Any], now: Mapping[str, Any], where: An
         names.append(name)
         if isinstance(old, dict) and isinstance(new, dict) and name != "rows":
             inner = _changed(old, new)
-            names += inner
+            inner_names += inner
             values += [f"{key} {_shown(old.get(key))} -> {_shown(new.get(key))}" for key in inner]
         elif not name.endswith("sha256") and name != "rows":
             values.append(f"{name} {_shown(old)} -> {_shown(new)}")
     if names:
         details = f" ({'; '.join(values)})" if values else ""
+        others = ", ".join(dict.fromkeys(names + inner_names))
         raise ValueError(
-            f"{where}: the run to be resumed began with other {', '.join(dict.fromkeys(names))} than this command gives"
-            f"{details}: repeat the command that started it, or leave out --resume to start from the beginning"
+            f"{where}: the run to be resumed began with other {others} than this command gives{details}: repeat the "
+            "command that started it, or leave out --resume to start from the beginning"
         )
 
 

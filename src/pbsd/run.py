@@ -60,7 +60,7 @@ class RunFolder:
         than the one to go on from are damaged: they are renamed, so that nothing takes them for whole ones.
         """
         if resume:
-            step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+            step = checkpoints.step_of(checkpoint) if checkpoint else 0
             (self.path / SUMMARY).unlink(missing_ok=True)
             for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "curve.jsonl"):
                 _cut_after_step(self.path / name, step)

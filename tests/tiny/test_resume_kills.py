@@ -22,7 +22,7 @@ def files(folder):
 @pytest.mark.parametrize("form", FORMS)
 def test_killed_and_resumed_equals_whole(root, form):
     found = dict(matrix(root, form, first=1 + 3 * list(FORMS).index(form), stride=STRIDE))
-    assert len(found) >= 5
+    assert len(found) >= 4
     assert not {window: wrong for window, wrong in found.items() if wrong}
     # And a finished run is left as it is, to the byte and the minute.
     before = files(root / "whole")

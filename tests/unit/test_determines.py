@@ -59,7 +59,7 @@ def test_of_a_recipe_only_what_nothing_else_records():
 def test_a_change_is_named_with_both_values():
     began = {"method": "opsd", "options": {"beta": 0.1, "seed": 1}, "rows": {"train": {"used": 3}}, "may_change": {}}
     now = {"method": "pbsd", "options": {"beta": 0.2, "seed": 1}, "rows": {"train": {"used": 2}}, "may_change": {}}
-    with pytest.raises(ValueError, match="other method, options, beta, rows than") as error:
+    with pytest.raises(ValueError, match="other method, options, rows, beta than") as error:
         determines.refuse_changes(began, now, "runs/x")
     assert 'method "opsd" -> "pbsd"; beta 0.1 -> 0.2' in str(error.value)
     determines.refuse_changes(began, began, "runs/x")
