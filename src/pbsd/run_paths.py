@@ -24,7 +24,7 @@ _MARKS = {
 _OURS = re.compile(
     r"(manifest|evaluation|started|summary|result|eval_before|eval_after|all_results|train_results)\.json"
     r"|(metrics|samples|alarms|curve|records)\.jsonl|config\.yaml|recipe\.yaml|log\.txt|failure\.txt|best_weights\.pt"
-    r"|checkpoint-\d+(\.\w+)?|model|runs|\..+\.tmp"
+    r"|(damaged-)?checkpoint-\d+(\.\w+)?|_saving|model|runs|\..+\.tmp"
 )
 """Names that these folders hold."""
 
@@ -64,6 +64,11 @@ def check_output_dir(name: str | Path | None, reads: Iterable[str | None] = (), 
         if held is not None and held.exists() and _holds(real, held):
             raise ValueError(f"{option} {text!r} holds {read!r}, which this command reads: name another for the run")
     if (others := _foreign(path)) is not None:
+        if any(re.fullmatch(r"checkpoint-\d+", name) for name in os.listdir(path)):
+            raise ValueError(
+                f"{path / 'manifest.json'} is missing, so it cannot be told whose folder this is and which command "
+                f"began its run (it holds {others}): bring the file back, or name another folder"
+            )
         raise ValueError(
             f"{option} {text!r} is not a run's folder: it holds {others}. It is left as it is: name another folder, or "
             "move it away"
