@@ -125,7 +125,7 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     # Before anything of an earlier run is touched: refuse to resume something else.
     start = _on_main_process(trainer, plan)
     if main:
-        print(start.line, flush=True)
+        print(start.line if start.finished else f"{start.line}\n{_stops(trainer)}", flush=True)
     if start.finished:
         summary = folder.read(SUMMARY)
         if main and config.push_to_hub:
@@ -261,6 +261,12 @@ def stop_on_sigterm() -> Iterator[_StopAtStepEnd]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _stops(trainer: MethodTrainer) -> str:
+    engine = trainer.engine
+    names = engine.tokenizer.batch_decode([[stop] for stop in engine.sampler.eos_token_ids])
+    return f"completions end at {', '.join(map(repr, names))}"
 
 
 def _earlier_manifest(folder: RunFolder) -> dict[str, Any] | None:

@@ -88,6 +88,13 @@ def test_what_a_run_folder_holds(recipe, tmp_path, capsys):
     assert (folder / "model" / "model.safetensors").is_file()
 
 
+def test_a_run_says_where_it_starts_and_where_completions_end(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--max_steps", "1"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{tmp_path}/run: training starts from the beginning"
+    assert second == "completions end at '<eos>'"
+
+
 def test_only_the_model_is_pushed(recipe, tmp_path, monkeypatch):
     """The run folder holds training prompts; what goes to the hub is the model's folder, card included."""
     pushed = []

@@ -70,6 +70,8 @@ class Sample:
 
 class Sampler(Protocol):
     """Samples completions. The result of a request depends on the weights and on the request alone, not on what else
-    is in the call (up to rounding in the forward pass)."""
+    is in the call (up to rounding in the forward pass). Its completions end at `eos_token_ids`."""
+
+    eos_token_ids: Sequence[int]
 
     def sample(self, model: Any, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]: ...

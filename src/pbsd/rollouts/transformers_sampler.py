@@ -68,7 +68,7 @@ class TransformersSampler:
     def __init__(
         self, *, eos_token_ids: Sequence[int], pad_token_id: int, max_batch_size: int, barred_ids: Sequence[int] = ()
     ) -> None:
-        self.eos_token_ids = list(eos_token_ids)
+        self.eos_token_ids: Sequence[int] = list(eos_token_ids)
         self.pad_token_id = pad_token_id
         self.max_batch_size = max_batch_size
         self.barred = torch.tensor(barred_ids) if barred_ids else None
