@@ -46,7 +46,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.kwargs = dict(kwargs or {})
-        self._forms: dict[str, _Form] = {}
+        self._forms: dict[str, tuple[_Form, bool]] = {}
         self._unread: set[str] = set()
         self._check_kwargs(self.kwargs)
 
@@ -81,8 +81,12 @@ class ChatTemplate:
         key = chat.shape
         if key not in self._forms:
             self._forms[key] = self._form(chat)
-        text = self._apply(chat, self._forms[key])
-        check_mentioned(tools, text)
+        form, writes_tools = self._forms[key]
+        if tools and not writes_tools:
+            check_described(tools, "\n".join(str(message.get("content") or "") for message in chat.messages))
+        text = self._apply(chat, form)
+        if lost := [name for tool in tools if (name := tool["function"]["name"]) not in text and writes_tools]:
+            raise ChatError(f"the chat template leaves out the tool {lost[0]!r}: {TOOLS_FIX}")
         return text
 
     @property
@@ -145,8 +149,8 @@ class ChatTemplate:
                 return tuple(ids[: last + 1])
         return ()
 
-    def _form(self, chat: _Chat) -> _Form:
-        """The form of messages in which the template renders all of the chat's shape."""
+    def _form(self, chat: _Chat) -> tuple[_Form, bool]:
+        """The form of messages in which the template renders all of the chat's shape, and whether its tools too."""
         probe, words = chat.probe()
         failures: list[tuple[int, str]] = []
         for form in _FORMS:
@@ -155,10 +159,11 @@ class ChatTemplate:
             except ChatError as error:
                 failures.append((len(words) + 1, str(error)))
                 continue
-            # Tools may stand in the messages' own text: `check_mentioned` looks at the whole of it.
-            missing = {what: None for word, what in words.items() if word not in text and what != _TOOLS}
+            missing = {what: None for word, what in words.items() if word not in text}
+            writes_tools = _TOOLS not in missing
+            missing.pop(_TOOLS, None)  # they may stand in the messages' own text
             if not missing:
-                return form
+                return form, writes_tools
             fix = "use a chat template that renders them, or change the rows"
             failures.append((len(missing), f"the chat template leaves out {', '.join(missing)}: {fix}"))
         raise ChatError(min(failures)[1])
@@ -200,13 +205,17 @@ _TOOLS = "the tools"
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a template wants messages: contents as text or as text parts, arguments of calls as objects or JSON text."""
+    """How a template wants messages: contents as text or as text parts, arguments of calls as objects or JSON text, and
+    a content that is null or missing left out or as an empty text."""
 
     parts: bool
     json_arguments: bool
+    empty_content: bool
 
     def message(self, message: Message) -> dict[str, Any]:
         changed = dict(message)
+        if self.empty_content and message.get("content") is None:
+            changed["content"] = ""
         if self.parts and isinstance(message.get("content"), str):
             changed["content"] = [{"type": "text", "text": message["content"]}]
         if message.get("tool_calls"):
@@ -225,7 +234,7 @@ class _Form:
         return {**call, "function": changed} if "function" in call else changed
 
 
-_FORMS = [_Form(parts, json_arguments) for parts in (False, True) for json_arguments in (False, True)]
+_FORMS = [_Form(*choices) for choices in itertools.product((False, True), repeat=3)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +255,7 @@ class _Chat:
             [message["role"], bool(message.get("content")), len(message.get("tool_calls") or ()), sorted(message)]
             for message in self.messages
         ]
-        documents = [sorted(document) for document in self.documents[:1]]
+        documents = [sorted(document) for document in self.documents]
         return repr((messages, bool(self.tools), documents, sorted(map(repr, self.kwargs.items()))))
 
     def probe(self) -> tuple[_Chat, dict[str, str]]:
@@ -275,13 +284,18 @@ class _Chat:
                 changed["name"] = names[message["name"]]
             messages.append(changed)
         tools = [_probe_tool(word(_TOOLS), word(_TOOLS), word(_TOOLS))] if self.tools else []
-        documents = [{name: word("the documents") for name in document} for document in self.documents[:1]]
-        if documents:  # titles and numbers of documents may be left out, their text may not
-            text = max(self.documents[0], key=lambda name: len(str(self.documents[0][name])))
-            words = {
-                made: what for made, what in words.items() if what != "the documents" or made == documents[0][text]
-            }
+        documents = [
+            # Numbers and addresses of documents may be left out, their text may not.
+            {name: word("the documents") if name == _text_of(document) else f"probe{name}" for name in document}
+            for document in self.documents
+        ]
         return _Chat(tuple(messages), tuple(tools), tuple(documents), self.kwargs), words
+
+
+def _text_of(document: Mapping[str, Any]) -> str:
+    """The key of a document's text."""
+    known = [name for name in ("text", "contents", "content", "snippet") if name in document]
+    return known[0] if known else max(document, key=lambda name: len(str(document[name])))
 
 
 def _probe_call(call: Mapping[str, Any], word: str, names: dict[str, str]) -> dict[str, Any]:
@@ -296,17 +310,40 @@ def _probe_tool(name: str, argument: str, description: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def check_mentioned(tools: Sequence[Mapping[str, Any]], text: str) -> None:
-    """Raises ChatError unless the text of a prompt names every tool and every argument of one."""
+def check_described(tools: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Raises ChatError unless a prompt's own text describes every tool: its name and arguments as words, and its
+    description."""
+    spaced = " ".join(text.split())
     for tool in tools:
         function = tool["function"]
         arguments = (function.get("parameters") or {}).get("properties") or {}
-        for name in (function["name"], *arguments):
-            if name not in text:
-                raise ChatError(
-                    f"the prompt does not say {name!r} of the tool {function['name']!r}, since the chat template does "
-                    f"not write tools: {TOOLS_FIX}"
-                )
+        description = " ".join(str(function.get("description") or "").split())
+        missing = [
+            repr(name)
+            for name in (function["name"], *arguments)
+            if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+        ]
+        if description not in spaced and json.dumps(description)[1:-1] not in spaced:
+            missing.append("its description")
+        if missing:
+            raise ChatError(
+                f"the tool {function['name']!r} is not described in the prompt ({', '.join(missing)}), and the chat "
+                f"template does not write tools: {TOOLS_FIX}"
+            )
+
+
+def document_list(documents: Any) -> list[Mapping[str, Any]]:
+    """A row's `documents`: `{title, text, ...}` objects, or their JSON. Raises ChatError for anything else."""
+    if isinstance(documents, str) and documents.strip():
+        try:
+            documents = json.loads(documents)
+        except ValueError as error:
+            raise ChatError(f"`documents` is text that is not JSON ({error}): {documents[:80]!r}") from error
+    if not documents:
+        return []
+    if not isinstance(documents, list) or not all(isinstance(document, Mapping) and document for document in documents):
+        raise ChatError("`documents` must be a list of objects with a title and a text")
+    return documents
 
 
 def tool_schemas(tools: Any) -> list[dict[str, Any]]:

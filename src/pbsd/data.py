@@ -88,7 +88,10 @@ class PromptDataset(Dataset):
                 "own %s",
                 ", ".join(sorted(own)),
             )
-        for index, (row, shown) in enumerate(zip(rows, shown_contexts(rows, context, seed), strict=True)):
+        shown_to_teacher = shown_contexts(rows, context, seed)
+        if needs_context and (first := next((i for i, own in enumerate(shown_to_teacher) if own), None)) is not None:
+            renderer.check_teacher_prompt(rows[first], first)
+        for index, (row, shown) in enumerate(zip(rows, shown_to_teacher, strict=True)):
             check_columns(row)
             if missing := sorted(columns - row.keys()):
                 raise RowError(

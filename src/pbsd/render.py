@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pbsd.chat import ChatError, ChatTemplate, check_mentioned, parts_text, tool_schemas
+from pbsd.chat import ChatError, ChatTemplate, check_described, document_list, parts_text, tool_schemas
 from pbsd.records import Ids, Prompt
 from pbsd.rewards.text import final_text, message_text, opened_thought
 from pbsd.templates import TemplateError, compile_template, template_variables
@@ -68,6 +68,23 @@ class Renderer:
     @cached_property
     def chat(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.chat_template_kwargs)
+
+    def check_teacher_prompt(self, row: Mapping[str, Any], index: int) -> None:
+        """Raises RowError unless the teacher's template writes both the problem and something that the student is not
+        shown, as probe words in their place show."""
+        words = {"prompt": "probeproblem", "privileged_context": "probecontext"}
+        text = _filled(self.teacher_prompt_template, "teacher_prompt_template", {**row, **words}, index).lower()
+        if words["prompt"] not in text:
+            raise RowError(
+                "teacher_prompt_template leaves out the problem, so the teacher would not know what is asked: write "
+                "{{ prompt }} in it"
+            )
+        own = template_columns(self.teacher_prompt_template)
+        if words["privileged_context"] not in text and not own:
+            raise RowError(
+                "teacher_prompt_template leaves out the privileged context, so the teacher knows no more than the "
+                "student: write {{ privileged_context }} or another column in it"
+            )
 
     @property
     def tools_source(self) -> str:
@@ -159,14 +176,15 @@ class Renderer:
                 prompt = _with_tools(prompt, _filled(self.tools_template, "tools_template", values, index))
                 tools = []
             if isinstance(prompt, str):
-                if row.get("chat_template_kwargs"):
-                    raise ChatError("the prompt is plain text, `chat_template_kwargs` are for chats: leave them out")
-                check_mentioned(tools, prompt)
+                for name in ("documents", "chat_template_kwargs"):
+                    if row.get(name) and name not in template_variables(self.teacher_prompt_template):
+                        raise ChatError(f"the prompt is plain text, `{name}` are for chats: leave them out")
+                check_described(tools, prompt)
                 return prompt + prefix, _opened(prompt, prefix)
             text = self.chat.render(
                 prompt,
                 tools=tools,
-                documents=row.get("documents") or (),
+                documents=document_list(row.get("documents")),
                 kwargs=_row_kwargs(row.get("chat_template_kwargs")),
             )
         except ChatError as error:
@@ -193,6 +211,11 @@ class Renderer:
                     + fix
                 )
         ids = self._ids(text, chat)
+        if not chat and ids[-1:] == (self.tokenizer.eos_token_id,):
+            raise RowError(
+                f"row {index}: the prompt ends with {self.tokenizer.eos_token!r}, the end of a text, so nothing is left "
+                "to continue: take it out"
+            )
         if not ids:
             raise RowError(f"row {index}: the prompt has no tokens: give it some text")
         if budget is not None and len(ids) > budget:
@@ -208,7 +231,9 @@ class Renderer:
         # What a tokenizer puts behind a text would end the text that is to be continued.
         ids = self.tokenizer.encode(text)
         start = next((place for place in range(len(ids) - len(own) + 1) if ids[place : place + len(own)] == own), None)
-        return tuple(ids if start is None else ids[: start + len(own)])
+        if start is not None:
+            return tuple(ids[: start + len(own)])
+        return tuple(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
 
 def template_columns(source: str) -> set[str]:

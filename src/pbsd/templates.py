@@ -7,6 +7,7 @@ immutable sandbox, see plain JSON values only, and stop with an error before the
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -20,18 +21,43 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
 MAX_ITERATIONS = 100_000
-"""Of all loops of one rendering together."""
+"""Steps of all loops and calls of one rendering together."""
 MAX_CHARACTERS = 10_000_000
 """Of any value in a template: characters of text, and members of lists with those of their members."""
-_MAX_NUMBER = 10**30
-"""Of what is computed; a row may hold larger ones."""
-_MAX_ARGUMENT = 100_000
-"""Largest number that a filter or method may be given: widths, repetitions, lengths of ranges."""
-_MAX_WORK = 2 * 10**8
-"""Of the sizes of what a filter or method is given, multiplied: no one of them makes more characters than that."""
+MAX_WORK = 200_000_000
+"""Characters and members that all filters, methods and operators of one rendering read and make together; and what one
+of them could make at most, which is the product of what it is given: replacing and indenting multiply sizes."""
+_MAX_BITS = 4096
+"""Of a computed integer."""
+_MAX_SIZE = 100_000
+"""Of a number that says how long a text is to be, such as a width."""
 
-_LONG_WIDTH = re.compile(r"\d{6,}")
-_iterations: ContextVar[list[int]] = ContextVar("iterations")
+_SIZING = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice")
+"""Methods and filters whose numbers are sizes."""
+_SLOW = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
+"""Filters that are left out: they take long for a long text, or give another result at each call."""
+_WIDTH = re.compile(r"%[^A-Za-z%]*\d{6}|\{[^{}]*:[^{}]*\d{6}")
+_GIVEN_WIDTH = re.compile(r"%[^A-Za-z%]*\*|\{[^{}]*\{")
+
+
+class _Spent:
+    """What a rendering has used up."""
+
+    def __init__(self) -> None:
+        self.steps = self.work = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps > MAX_ITERATIONS:
+            raise SecurityError(f"its loops and calls run more than {MAX_ITERATIONS:,} times")
+
+    def add(self, work: int) -> None:
+        self.work += work
+        if self.work > MAX_WORK:
+            raise SecurityError(f"it reads or makes more than {MAX_WORK:,} characters")
+
+
+_spent: ContextVar[_Spent] = ContextVar("spent")
 
 
 class TemplateError(ValueError):
@@ -58,7 +84,7 @@ class Template:
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Raises TemplateError: an unknown variable, forbidden code, a bound, or anything that fails in it."""
-        token = _iterations.set([0])
+        token = _spent.set(_Spent())
         seen = {name: plain(values[name]) for name in self._variables & values.keys()}
         try:
             parts, size = [], 0
@@ -77,7 +103,7 @@ class Template:
         except Exception as error:  # a filter can fail in any way: it is the template's failure all the same
             raise TemplateError(f"{self.name}: {error or type(error).__name__}") from error
         finally:
-            _iterations.reset(token)
+            _spent.reset(token)
 
 
 @cache
@@ -121,19 +147,36 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
+def _now() -> _Spent:
+    """Of the rendering; while a template is compiled, of nothing."""
+    return _spent.get(_Spent())
+
+
 def _counted(values: Any) -> Iterator[Any]:
-    spent = _iterations.get()
     for value in values:
-        spent[0] += 1
-        if spent[0] > MAX_ITERATIONS:
-            raise SecurityError(f"its loops run more than {MAX_ITERATIONS:,} times")
+        _now().step()
         yield value
 
 
 def _sized(value: Any) -> Any:
     """The value, after checking that it is not too large, with every member counted as often as it is reached."""
-    _size(value, {})
+    _now().add(_size(value, {}))
     return value
+
+
+def _written(value: Any) -> Any:
+    """A value that is written: sized, and without undefined ones among its members, which would be written as that."""
+    _sized(value)
+    if isinstance(value, Mapping | list | tuple):
+        for member in _members(value):
+            if isinstance(member, jinja2.Undefined):
+                str(member)  # raises, with the name
+            _written(member)
+    return value
+
+
+def _members(value: Any) -> list[Any]:
+    return [*value.keys(), *value.values()] if isinstance(value, Mapping) else list(value)
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
@@ -141,27 +184,33 @@ def _size(value: Any, known: dict[int, int]) -> int:
         size = len(value)
     elif isinstance(value, Mapping | list | tuple | set):
         if id(value) not in known:
-            members = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+            members = _members(value)
             known[id(value)] = len(members) + sum(_size(member, known) for member in members)
         size = known[id(value)]
     else:
-        size = 1
+        size = len(value) if isinstance(value, range) else 1
     if size > MAX_CHARACTERS:
         raise SecurityError(f"a value has more than {MAX_CHARACTERS:,} characters or members")
     return size
 
 
-def _check_work(subject: Any, arguments: Sequence[Any], *, is_format: bool = False) -> None:
-    """Before a filter or method runs: replacing, indenting and the like multiply sizes, a format's width is a size."""
-    if is_format and _LONG_WIDTH.search(str(subject)):
+def _check_work(name: str, subject: Any, arguments: Sequence[Any]) -> None:
+    """Before a filter or method runs: what it reads, and what it could make."""
+    is_format = name in ("format", "format_map", "%") and isinstance(subject, str)
+    if is_format and _WIDTH.search(subject):
         raise SecurityError("a format has a width of more than five digits")
+    are_sizes = name in _SIZING or (is_format and _GIVEN_WIDTH.search(subject) is not None)
     work = max(1, _size(subject, {}))
     for argument in arguments:
-        if isinstance(argument, int) and abs(argument) > _MAX_ARGUMENT:
-            raise SecurityError(f"a filter or method is given {argument}, more than {_MAX_ARGUMENT:,}")
-        work *= max(1, abs(argument) if isinstance(argument, int) else _size(argument, {}))
-    if work > _MAX_WORK:
-        raise SecurityError(f"a filter or method is given values that could make more than {_MAX_WORK:,} characters")
+        if not isinstance(argument, int):
+            work *= max(1, _size(argument, {}))
+        elif are_sizes:
+            if abs(argument) > _MAX_SIZE:
+                raise SecurityError(f"{name!r} is given the size {argument}, more than {_MAX_SIZE:,}")
+            work *= max(1, abs(argument))
+    if work > MAX_WORK:
+        raise SecurityError(f"{name!r} is given values that could make more than {MAX_WORK:,} characters")
+    _now().add(_size([subject, *arguments], {}))
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +219,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         subject = args[given] if len(args) > given else ""
-        _check_work(subject, [*args[given + 1 :], *kwargs.values()], is_format=name == "format")
+        _check_work(name, subject, [*args[given + 1 :], *kwargs.values()])
         return _sized(function(*args, **kwargs))
 
     return bounded
@@ -181,39 +230,42 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = all(isinstance(side, int | float) for side in (left, right))
-        if operator == "**" and numbers and (abs(left) > 1000 or abs(right) > 10):
-            raise SecurityError("a power of more than 1000 ** 10")
+        if operator == "**" and numbers and abs(right) * max(1, math.log2(abs(left) + 1)) > _MAX_BITS:
+            raise SecurityError("a power that is too large")
         if operator == "*" and not numbers:
             times = next((side for side in (left, right) if isinstance(side, int)), 1)
             if max(_size(left, {}), _size(right, {})) * times > MAX_CHARACTERS:
                 raise SecurityError(f"a text or list is repeated to more than {MAX_CHARACTERS:,} characters or members")
         if operator == "%" and isinstance(left, str):
-            _check_work(left, [right], is_format=True)
+            _check_work("%", left, right if isinstance(right, tuple) else [right])
         result = super().call_binop(context, operator, left, right)
-        if numbers and abs(result) > _MAX_NUMBER:
-            raise SecurityError(f"a number is larger than {_MAX_NUMBER:.0e}")
+        if isinstance(result, int) and result.bit_length() > _MAX_BITS:
+            raise SecurityError(f"an integer of more than {_MAX_BITS} bits")
         return _sized(result)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _now().step()
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
-        subject = getattr(method, "__self__", None)
-        is_format = isinstance(subject, str) and str(getattr(method, "__name__", "")).startswith("format")
-        _check_work(subject, [*args, *kwargs.values()], is_format=is_format)
-        result = super().call(__context, __obj, *args, **kwargs)
-        return result if isinstance(result, range) else _sized(result)
+        name = str(getattr(method, "__name__", ""))
+        _check_work(name, getattr(method, "__self__", None), [*args, *kwargs.values()])
+        return _sized(super().call(__context, __obj, *args, **kwargs))
 
 
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     """As chat templates have it, without HTML escapes."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+    if indent is not None and not 0 <= indent <= 8:
+        raise SecurityError(f"tojson is given the indent {indent}, more than 8")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _make_environment() -> _Environment:
     environment = _Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_sized
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_written
     )
     environment.filters["tojson"] = _tojson
-    environment.filters = {name: _bounded(name, function) for name, function in environment.filters.items()}
+    environment.filters = {
+        name: _bounded(name, function) for name, function in environment.filters.items() if name not in _SLOW
+    }
     environment.filters |= {"_counted": _counted, "_sized": _sized}
     environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
     return environment

@@ -278,7 +278,7 @@ def test_bfcl_files_are_read_and_their_golds_grade_correct(category, tmp_path):
 
 def test_bfcl_tools_are_written_by_the_chat_template_or_in_its_own_words(tokenizer):
     (row,) = benchmarks.find("bfcl:simple").example("test").rows
-    with pytest.raises(RowError, match="does not say 'area.rectangle'"):
+    with pytest.raises(RowError, match="'area.rectangle' is not described"):
         Renderer(tokenizer, "")(row, 0)
     text = tokenizer.decode(list(Renderer(tokenizer, "", tools_template=bfcl.TOOLS_TEMPLATE)(row, 0).student_ids))
     assert text.startswith("<system>You are given") and '\n{"name": "area.rectangle"' in text

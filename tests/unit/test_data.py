@@ -107,11 +107,19 @@ def test_the_share_of_rows_without_context_is_said(tokenizer, caplog):
     assert "3 of 4 rows (75%) have no privileged_context" in caplog.text
 
 
-def test_a_teacher_template_that_does_not_show_the_context_is_refused(tokenizer):
-    renderer = Renderer(tokenizer, "{{ prompt }}")
-    rows = [{"prompt": "p", "privileged_context": "c"}]
-    with pytest.raises(RowError, match="row 0: .*the teacher's prompt is the student's all the same"):
-        PromptDataset.from_rows(rows, renderer, drop_overlong=False, needs_context=True)
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ prompt }}", "leaves out the privileged context"),
+        ("{{ prompt }}!", "leaves out the privileged context"),
+        ("Hint: {{ privileged_context }}", "leaves out the problem"),
+        ("{{ prompt }}{{ hint }}", "the teacher's prompt is the student's all the same"),
+    ],
+)
+def test_a_teacher_template_that_leaves_out_the_problem_or_the_context_is_refused(tokenizer, template, reason):
+    rows = [{"prompt": "p", "privileged_context": "c", "hint": ""}]
+    with pytest.raises(RowError, match=reason):
+        PromptDataset.from_rows(rows, Renderer(tokenizer, template), drop_overlong=False, needs_context=True)
 
 
 @pytest.mark.parametrize("response", ["r\ns", ["r", "s"]])

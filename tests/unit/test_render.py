@@ -195,20 +195,83 @@ def test_without_tools_a_template_is_given_none(tokenizer, empty):
 
 def test_tools_that_the_chat_template_does_not_write_are_refused(tokenizer):
     row = {"prompt": CHAT, "privileged_context": "c", "tools": [TOOL]}
-    with pytest.raises(RowError, match="row 2: the prompt does not say 'get_weather' .*tools_template"):
+    with pytest.raises(RowError, match="row 2: the tool 'get_weather' is not described in the prompt .*tools_template"):
         Renderer(tokenizer, TEMPLATE)(row, 2)
-    with pytest.raises(RowError, match="does not say 'get_weather'"):
+    with pytest.raises(
+        RowError, match="'get_weather' is not described in the prompt .'get_weather', 'city', its description."
+    ):
         Renderer(tokenizer, TEMPLATE)({**row, "prompt": "weather in Rome?"}, 0)
     partly = [{"role": "user", "content": "call get_weather"}]
-    with pytest.raises(RowError, match="does not say 'city' of the tool 'get_weather'"):
+    with pytest.raises(RowError, match="'get_weather' is not described in the prompt .'city', its description."):
         Renderer(tokenizer, TEMPLATE)({**row, "prompt": partly}, 0)
 
 
 def test_a_teacher_template_that_drops_the_tools_of_the_text_is_refused(tokenizer):
-    row = {"prompt": "get_weather(city)?", "privileged_context": "c", "tools": [TOOL]}
+    row = {"prompt": "get_weather(city), weather of a city", "privileged_context": "c", "tools": [TOOL]}
     assert Renderer(tokenizer, TEMPLATE)(row, 0).student_ids
-    with pytest.raises(RowError, match="does not say 'get_weather'"):
+    with pytest.raises(
+        RowError, match="'get_weather' is not described in the prompt .'get_weather', 'city', its description."
+    ):
         Renderer(tokenizer, "only {{ privileged_context }}")(row, 0)
+
+
+ADD = {"name": "add", "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [
+        (ADD, "Please add 2 and 3, but quickly."),
+        ({"name": "now"}, "I do not know."),
+        ({"name": "user", "description": "Who asks."}, "user, assistant"),
+    ],
+)
+def test_words_that_are_like_a_tools_by_accident_describe_none(tokenizer, tool, text):
+    for prompt in (text, [{"role": "user", "content": text}]):
+        with pytest.raises(RowError, match=f"the tool '{tool['name']}' is not described in the prompt"):
+            Renderer(tokenizer, TEMPLATE)({"prompt": prompt, "tools": [tool]}, 0)
+
+
+def test_the_chat_templates_own_words_describe_no_tool(tokenizer):
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<assistant>", "assistant of a city: get_weather city")
+    with pytest.raises(RowError, match="'get_weather' is not described in the prompt"):
+        Renderer(tokenizer, TEMPLATE)({"prompt": CHAT, "tools": [TOOL]}, 0)
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_a_turn_of_calls_may_have_no_content(tokenizer, content):
+    """Some templates want an empty text there, as LFM2's."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content + '' }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
+    )
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}], **content}
+    prompt = Renderer(tokenizer, TEMPLATE)({"prompt": [*CHAT, call, {"role": "tool", "content": "7"}]}, 0)
+    assert '"name": "f"' in decode(tokenizer, prompt.student_ids)
+
+
+@pytest.mark.parametrize(
+    ("documents", "reason"),
+    [
+        ([{"title": "t", "text": "a"}, {"title": "t", "contents": "b"}], "leaves out the documents"),
+        ([{"title": "t", "snippet": "a", "url": "https://example.org/long"}], "leaves out the documents"),
+        ("[{", "`documents` is text that is not JSON"),
+        (["a"], "`documents` must be a list of objects"),
+    ],
+)
+def test_documents_that_would_vanish_are_refused(tokenizer, documents, reason):
+    tokenizer.chat_template = WITH_TOOLS
+    with pytest.raises(RowError, match=f"row 1: .*{reason}"):
+        Renderer(tokenizer, TEMPLATE)({"prompt": CHAT, "documents": documents}, 1)
+    row = {"prompt": CHAT, "documents": '[{"title": "t", "text": "as JSON"}]'}
+    assert "(t: as JSON)" in decode(tokenizer, Renderer(tokenizer, TEMPLATE)(row, 0).student_ids)
+
+
+def test_documents_of_a_text_are_for_the_teachers_template_or_refused(tokenizer):
+    row = {"prompt": "p", "privileged_context": "c", "documents": ["d"]}
+    with pytest.raises(RowError, match="`documents` are for chats"):
+        Renderer(tokenizer, TEMPLATE)(row, 0)
+    renderer = Renderer(tokenizer, TEMPLATE + "{{ documents[0] }}")
+    assert decode(tokenizer, renderer(row, 0).teacher_ids) == "p | cd"
 
 
 def test_tools_in_the_prompts_own_text_need_no_template(tokenizer):
@@ -326,6 +389,11 @@ def test_a_text_to_be_continued_does_not_end_with_the_tokenizers_eos(tokenizer):
     special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
     assert decode(tokenizer, Renderer(tokenizer, TEMPLATE)({"prompt": "pp"}, 0).student_ids) == "<bos>pp"
+
+
+def test_a_text_that_ends_itself_is_refused(tokenizer):
+    with pytest.raises(RowError, match="row 4: the prompt ends with '<eos>'"):
+        Renderer(tokenizer, TEMPLATE)({"prompt": "p<eos>"}, 4)
 
 
 def test_the_completion_of_a_chat_ends_as_its_template_ends_a_turn(tokenizer):

@@ -21,13 +21,15 @@ from pbsd.methods.method import EngineMethod
 from pbsd.records import Batch, Ids, Metrics, Prompt, Rollout
 from pbsd.render import OverlongError
 from pbsd.samples import Loss, no_loss, observe_student, rollout_record
-from pbsd.templates import compile_template
+from pbsd.templates import compile_template, template_variables
 
 
 class SDPO(EngineMethod[SDPOConfig]):
     def __init__(self, args: SDPOConfig, engine: Engine) -> None:
         super().__init__(args, engine)
         compile_template(args.reprompt_template, "reprompt_template")
+        if "prompt" not in template_variables(args.reprompt_template):
+            raise ValueError("reprompt_template leaves out the problem: write {{ prompt }} in it")
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Batch, Metrics]:
         rollouts, metrics = self.sample(prompts, {"student": self.args.num_generations}, step)
