@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from light_rewards import contains_answer, lower_case_share
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PrinterCallback
 
 from pbsd import PBSDConfig, PBSDTrainer, SelfDistillationTrainer
@@ -65,10 +66,6 @@ ROWS = [
 HELD_OUT = [{"prompt": f"say {letter}:", "privileged_context": letter * 3, "answer": letter} for letter in "wxyz"]
 
 
-def contains_answer(completions, answer, **columns):
-    return [float(letter in completion) for completion, letter in zip(completions, answer, strict=True)]
-
-
 @pytest.fixture
 def config(tmp_path):
     """Makes a `PBSDConfig` for seconds-long runs in a folder of the test's own."""
@@ -116,11 +113,6 @@ def make_trainer(config, tokenizer):
 
 SMALL = {"sdft": {"distillation_topk": 20}}
 """What the defaults of a method need on a vocabulary of 99 tokens."""
-
-
-def lower_case_share(completions, **columns):
-    """Varied enough that groups have winners: the share of lower-case letters, 1 where it is at least a quarter."""
-    return [min(1.0, 4 * sum(c.islower() for c in text) / max(1, len(text))) for text in completions]
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ _TEXTS = ("content", "reasoning_content", "thinking", "reasoning")
 def marked_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, finished: bool) -> str:
     """The completion as text with the marks that models write around thoughts and calls, special tokens or not.
 
-    Left out are the stop token that ended it (`finished`) and the tokens that every tokenizer has a name for: those of
-    beginning, end, padding and the like.
+    Left out are the stop token that ended it (`finished`), unless it is text, and the tokens that every tokenizer has a
+    name for: those of beginning, end, padding and the like.
     """
     named = {getattr(tokenizer, name) for name in _NAMED}
-    return str(tokenizer.decode([id for id in ids[: len(ids) - finished] if id not in named]))
+    ended = finished and ids[-1] in tokenizer.added_tokens_decoder
+    return str(tokenizer.decode([id for id in ids[: len(ids) - ended] if id not in named]))
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -213,8 +213,8 @@ class Renderer:
         ids = self._ids(text, chat)
         if not chat and ids[-1:] == (self.tokenizer.eos_token_id,):
             raise RowError(
-                f"row {index}: the prompt ends with {self.tokenizer.eos_token!r}, the end of a text, so nothing is left "
-                "to continue: take it out"
+                f"row {index}: the prompt ends with {self.tokenizer.eos_token!r}, the end of a text, so nothing is "
+                "left to continue: take it out"
             )
         if not ids:
             raise RowError(f"row {index}: the prompt has no tokens: give it some text")

@@ -186,8 +186,8 @@ def test_sdpo(ours, theirs, options, feedback):
 def test_opsd_without_context_is_gkd(ours, tokenizer, beta):
     """Where both roles see the same prompt and no entry is capped, OPSD's loss is GKD's with the initial weights as the
     teacher: the mean over all completion tokens."""
-    rows = [{**row, "privileged_context": None} for row in ROWS[:P]]
-    our_trainer, batch = ours("opsd", rows=rows, distillation_alpha=beta, distillation_entry_clip=None, temperature=1.0)
+    options = {"distillation_alpha": beta, "distillation_entry_clip": None, "temperature": 1.0, "context": "none"}
+    our_trainer, batch = ours("opsd", **options)
     student = copy.deepcopy(our_trainer.model)
     sequences = [(batch.prompts[r.prompt].student_ids, r.completion_ids) for r in batch.rollouts]
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)

@@ -39,7 +39,7 @@ FORMS = {
 RECIPE = """
 model_name_or_path: {folder}/model
 dataset_name: {folder}/data
-reward_funcs: ["conftest:lower_case_share"]
+reward_funcs: ["light_rewards:lower_case_share"]
 max_steps: 3
 num_train_epochs: 9
 per_device_train_batch_size: 4

@@ -95,7 +95,7 @@ def test_samples_depend_on_seed_step_and_role_and_on_nothing_else(trainer):
 
 def test_roles_draw_different_numbers(make_trainer):
     """Without context and with equal weights both roles sample one distribution; their samples must still differ."""
-    trainer = make_trainer(rows=[{"prompt": "say a:", "answer": "a"}])
+    trainer = make_trainer(rows=[{"prompt": "say a:", "answer": "a"}], context="none")
     batch, _ = trainer.method.collect(trainer.train_dataset.prompts, 0)
     teacher = {rollout.completion_ids for rollout in batch.rollouts if rollout.role == "teacher"}
     student = {rollout.completion_ids for rollout in batch.rollouts if rollout.role == "student"}

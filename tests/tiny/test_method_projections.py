@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROWS
 
 from pbsd import PBSDConfig
 from pbsd.losses.preference import preference_loss
@@ -360,8 +359,7 @@ def test_samples_in_no_pair_are_recorded_by_themselves(make):
 
 def test_context_free_direct_loss_has_no_divergence(make_trainer):
     """With T(.|x,c) = pi(.|x) the KL is zero everywhere and what is left of the value is -r."""
-    rows = [{**row, "privileged_context": None} for row in ROWS]
-    trainer = make_trainer(rows=rows, **OFF, direct_coef=1.0, beta=0.7)
+    trainer = make_trainer(context="none", **OFF, direct_coef=1.0, beta=0.7)
     batch = collected(trainer)
     loss, _, _ = trainer.method.loss(trainer.model, batch)
     rewards = [rollout.reward for rollout in batch.rollouts if rollout.role == "student"]

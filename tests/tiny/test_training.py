@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROWS, contains_answer, tiny_model
+from conftest import ROWS, tiny_model
+from light_rewards import always_one, always_zero, contains_answer, first_letter_is_lower
 from peft import LoraConfig
 
 from pbsd import GRPOConfig, PBSDTrainer
@@ -39,10 +40,6 @@ def test_first_step_of_the_logistic_loss_is_log_two(make_trainer):
     assert entry["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert entry["pairs/margin"] == pytest.approx(0.0, abs=1e-5)
     assert entry["pairs/kept"] == 4 * 2 * 2
-
-
-def first_letter_is_lower(completions, **columns):
-    return [float(completion[:1].islower()) for completion in completions]
 
 
 def test_a_known_preference_is_learned(make_trainer):
@@ -145,14 +142,6 @@ def test_external_teacher(make_trainer, tokenizer, tmp_path):
     other = dict(trainer.engine.teacher.external.named_parameters())
     assert {name: tuple(p.shape) for name, p in other.items()} == student
     assert not any(p.requires_grad for p in other.values())
-
-
-def always_zero(completions, **_):
-    return [0.0] * len(completions)
-
-
-def always_one(completions, **_):
-    return [1.0] * len(completions)
 
 
 def test_correct_is_what_the_first_reward_function_says(make_trainer):

@@ -74,8 +74,16 @@ def test_thoughts_of_every_family(opening, closing):
     assert final_text(f"{opening}draft 7{closing}42") == "42"
     assert final_text(f"{opening}draft 7") is None
     assert final_text(f"{opening}a{closing}b{opening}c") is None
+    call = f'{{"text": "say \\"{opening}\\" aloud"}}'
+    assert final_text(call) == call  # a mark in a string begins no thought
     assert opened_thought(f"problem {opening}\n") == opening
     assert opened_thought(f"problem {opening} x") == ""
+
+
+@pytest.mark.parametrize("piece", [*(opening for opening, _ in THOUGHTS), '"', "a<|end|>"])
+def test_marks_again_and_again_are_read_in_one_pass(piece):
+    """Of a quadratic reading this would take minutes."""
+    assert final_text(piece * 200_000) in (None, piece * 200_000)
 
 
 def test_the_channels_of_gpt_oss():

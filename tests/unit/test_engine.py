@@ -135,4 +135,4 @@ def test_built_in_graders_are_told_of_a_thought_that_the_prompt_opened(make_trai
     rollouts = rollouts_of(trainer, prompts)
     trainer.engine.grade(prompts, rollouts)
     assert read["plain"] == [rollout.text for rollout in rollouts]
-    assert read["graded"] == [("<think>" if r.role == "student" else "") + r.text for r in rollouts]
+    assert read["graded"] == [("<think>\n" if r.role == "student" else "") + r.text for r in rollouts]

@@ -47,8 +47,8 @@ def _content_text(content: Any, position: int) -> str:
     raise ValueError(f"completion {position} has a message content {content!r:.200}; give a string or a list of parts")
 
 
-_MESSAGE_END = "<|end|>"
-"""Of gpt-oss: it ends other messages than thoughts too."""
+_ANALYSIS, _MESSAGE_END = "<|channel|>analysis<|message|>", "<|end|>"
+"""Of gpt-oss: the latter ends other messages than thoughts too."""
 
 THOUGHTS = (
     ("<think>", "</think>"),
@@ -62,11 +62,13 @@ THOUGHTS = (
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("◁think▷", "◁/think▷"),
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-    ("<|channel|>analysis<|message|>", _MESSAGE_END),
+    (_ANALYSIS, _MESSAGE_END),
     ("<|channel>thought", "<channel|>"),
 )
 """What opens and closes a thought in the texts of models: Qwen, DeepSeek and most others; Mistral; Seed; Command;
 OpenThoughts; Apertus; Kimi; gpt-oss; Gemma."""
+
+_QUOTES_AND_OPENINGS = re.compile(r'\\.|"|\n|(' + "|".join(re.escape(opening) for opening, _ in THOUGHTS) + ")")
 
 
 def final_text(completion: str) -> str | None:
@@ -74,14 +76,34 @@ def final_text(completion: str) -> str | None:
 
     None when a thought was opened and never closed: the model was cut off before it answered.
     """
-    last = completion
-    for opening, closing in THOUGHTS:
-        if closing == _MESSAGE_END:
-            last = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", last, flags=re.DOTALL)
-        elif closing in last:
+    last = _without_analysis(completion)
+    for _, closing in THOUGHTS:
+        if closing != _MESSAGE_END and closing in last:
             last = last.rpartition(closing)[2]
     last = last.rpartition("<|channel|>final<|message|>")[2]
-    return None if any(opening in last for opening, _ in THOUGHTS) else last
+    return None if _opens_thought(last) else last
+
+
+def _without_analysis(text: str) -> str:
+    """Without gpt-oss's thoughts, of which there may be one before each of its messages."""
+    kept, place = [], 0
+    while (start := text.find(_ANALYSIS, place)) >= 0 and (end := text.find(_MESSAGE_END, start)) >= 0:
+        kept.append(text[place:start])
+        place = end + len(_MESSAGE_END)
+    return "".join([*kept, text[place:]])
+
+
+def _opens_thought(text: str) -> bool:
+    """Whether a thought begins: an opening mark within quotes, such as a string of a call, begins none."""
+    is_quoted = False
+    for match in _QUOTES_AND_OPENINGS.finditer(text):
+        if match[0] == '"':
+            is_quoted = not is_quoted
+        elif match[0] == "\n":
+            is_quoted = False
+        elif match[1] and not is_quoted:
+            return True
+    return False
 
 
 def opened_thought(turn: str) -> str:
