@@ -180,17 +180,20 @@ def test_a_batch_of_fewer_rows_than_are_tried_first_is_a_named_error_too(functio
         run(by_name(functions, "exits"), completions=["bad"] * 2)
 
 
-def test_an_interrupt_does_not_wait_for_the_limit(functions):
-    """The batch has 3 x 100 s; Ctrl-C reaches this process alone, and it ends at once."""
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 3.0])
+def test_an_interrupt_does_not_wait_for_the_limit(functions, seconds):
+    """The batch has 3 x 100 s; Ctrl-C reaches this process alone, while the worker starts or later, and it ends at
+    once."""
     code = (
         "import os, signal, sys, threading\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from pbsd.rewards import resolve, score\n"
         "reward = resolve(sys.argv[2], timeout=100)\n"
-        "threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "score([reward], None, ['p'] * 3, ['bad'] * 3, [[1]] * 3, {})\n"
     )
     words = [sys.executable, "-c", code, os.path.dirname(functions.__file__), f"{functions.__name__}:hangs"]
+    words.append(str(seconds))
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
 

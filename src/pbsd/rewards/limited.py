@@ -131,9 +131,9 @@ class _FunctionWorker:
             payload = request("reward", key, (name, sent, size, first), limit)
         except ValueError as failure:
             raise _CannotMove(f"an argument cannot be pickled ({failure.__cause__})") from failure
-        exchange = self.threads.executor.submit(self._exchange, key, payload, limit)
+        self.process.is_ended = False
         try:
-            return _as_answer(exchange.result())
+            return _as_answer(self.threads.executor.submit(self._exchange, key, payload, limit).result())
         except KeyboardInterrupt:  # the thread then need not wait for an answer
             self.process.kill()
             raise

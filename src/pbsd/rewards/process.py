@@ -59,6 +59,7 @@ class WorkerProcess:
     def __init__(self, memory: float = math.inf) -> None:
         self.memory = memory
         self.is_large = False
+        self.is_ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._loaded: set[str] = set()
@@ -97,6 +98,8 @@ class WorkerProcess:
 
     def send(self, payload: bytes) -> None:
         """Queue a request; the process is started if there is none. Raises Died when it cannot be."""
+        if self.is_ended:
+            raise Died("the call was given up")
         if self._process is None:
             try:
                 self._start()
@@ -157,7 +160,9 @@ class WorkerProcess:
         self._forget()
 
     def kill(self) -> None:
-        """Kill the process, from any thread; the one that waits for its reply sees it end."""
+        """Kill the process, from any thread; the one that waits for its reply sees it end, and none is started until
+        `is_ended` is taken back."""
+        self.is_ended = True
         if self._process is not None and os.getpid() == self._owner:
             _signal_group(self._process)
 
