@@ -80,7 +80,7 @@ class PromptDataset(Dataset):
         columns = {"prompt", *required}
         rows = as_written(rows)
         if needs_context and context.arm != "none":
-            _check_contexts(rows)
+            _warn_of_missing_contexts(check_contexts(rows), len(rows))
         partly = context.arm == "shuffled" or context.dose < 1
         if partly and (own := template_columns(renderer.teacher_prompt_template)):
             logger.warning(
@@ -134,9 +134,15 @@ def _with_context(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "privileged_context": response}
 
 
-def _check_contexts(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where no row has a privileged context; warns where some have none."""
-    without = sum(context_text(row.get("privileged_context"), index) is None for index, row in enumerate(rows))
+def count_without_context(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How many rows have no privileged context, or only white space. Raises RowError for one that is no context."""
+    contexts = (context_text(row.get("privileged_context"), index) for index, row in enumerate(rows))
+    return sum(not (context or "").strip() for context in contexts)
+
+
+def check_contexts(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows have no privileged context. Raises ValueError where none has one."""
+    without = count_without_context(rows)
     if rows and without == len(rows):
         found = ", ".join(sorted({name for row in rows for name in row}))
         raise ValueError(
@@ -144,13 +150,16 @@ def _check_contexts(rows: Sequence[Mapping[str, Any]]) -> None:
             "the column that only the teacher may see (a solution, a demonstration), or set context='none' to train "
             "without any"
         )
+    return without
+
+
+def _warn_of_missing_contexts(without: int, rows: int) -> None:
     if without:
-        share = without / len(rows)
         logger.warning(
             "%d of %d rows (%.0f%%) have no privileged_context: the teacher is the student there",
             without,
-            len(rows),
-            100 * share,
+            rows,
+            100 * without / rows,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from pbsd import rewards
 from pbsd.api import SelfDistillationTrainer, load_tokenizer, make_renderer, resolve_rewards, stop_and_pad_ids
 from pbsd.config import RolloutConfig
 from pbsd.config.base import ContextRule
-from pbsd.data import PromptDataset, as_written, shown_contexts
+from pbsd.data import PromptDataset, as_written, count_without_context, shown_contexts
 from pbsd.loading import load_model, model_folder
 from pbsd.progress import console
 from pbsd.recipe import RunArguments
@@ -94,10 +94,11 @@ def _is_over(renderer: Renderer, row: Any, index: int, context: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor: what was found, and the mend if something is wrong."""
+    """One line of the doctor: what was found, and the mend if something is wrong, or a note if it may be meant."""
 
     text: str
     mend: str = ""
+    note: str = ""
 
 
 class Patient:
@@ -153,20 +154,25 @@ def doctor(run: RunArguments, config: RolloutConfig) -> bool:
 
 
 def run_checks(patient: PatientT, checks: Mapping[str, Callable[[PatientT], Iterator[Finding]]]) -> bool:
-    """Print a line per finding; whether none has a mend. A check that raises is a finding too."""
+    """Print a line per finding; whether none has a mend. A check that raises is a finding too, which refers to an
+    earlier one with the same error."""
     screen, healthy = console(), True
+    raised: dict[str, str] = {}
     for name, check in checks.items():
         try:
             findings = list(check(patient))
         except Exception as error:  # one check's failure, of whatever library, is not the others'
             kind = "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: "
-            findings = [Finding("failed", f"{kind}{error}" if str(error) else type(error).__name__)]
+            said = f"{kind}{error}" if str(error) else type(error).__name__
+            first = raised.setdefault(said, name)
+            findings = [Finding("failed", said if first == name else f"see {first}, above")]
         for finding in findings:
             healthy = healthy and not finding.mend
-            mark = "[red]mend[/red]" if finding.mend else "[green]ok[/green]  "
+            mark = "[green]ok[/green]  " if not finding.note else "[yellow]note[/yellow]"
+            mark = "[red]mend[/red]" if finding.mend else mark
             screen.print(f"{mark} {name}: {escape(finding.text)}", soft_wrap=True)
-            if finding.mend:
-                screen.print(f"       -> {escape(finding.mend)}", soft_wrap=True)
+            if advice := finding.mend or finding.note:
+                screen.print(f"       -> {escape(advice)}", soft_wrap=True)
     return healthy
 
 
@@ -202,16 +208,22 @@ def _data(patient: Patient) -> Iterator[Finding]:
     prompts, test = patient.prompts, patient.run.rows("test")
     yield Finding(f"{len(prompts)} training rows, {'no' if test is None else len(test)} held-out rows")
     if patient.config.reads_context:
-        yield Finding(_describe_arm(patient.config))
-    without = sum(prompt.columns.get("privileged_context") in (None, "", []) for prompt in prompts)
-    if without and patient.config.reads_context:
-        yield Finding(
-            f"{without} of {len(prompts)} training rows have no privileged_context: both roles see the same there"
-        )
+        yield describe_contexts(patient.config, [prompt.columns for prompt in prompts])
     if test is not None:
         shared = {str(prompt.prompt) for prompt in prompts} & {str(row["prompt"]) for row in test}
         if shared:
             yield Finding(f"{len(shared)} held-out prompts are also trained on", "split them apart")
+
+
+def describe_contexts(config: RolloutConfig, rows: Sequence[Mapping[str, Any]]) -> Finding:
+    """What the teacher sees, and a note where rows have no context that it could see."""
+    arm, without = _describe_arm(config), count_without_context(rows)
+    if not without or config.context_rule.arm == "none":
+        return Finding(arm)
+    return Finding(
+        f"{arm}; {without} of {len(rows)} training rows have no privileged_context: both roles see the same there",
+        note="fill them, or leave these rows out, if the teacher is to know more than the student there",
+    )
 
 
 def _templates(patient: Patient) -> Iterator[Finding]:

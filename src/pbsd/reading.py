@@ -126,7 +126,8 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The content of a YAML document.
 
-    Raises ValueError where it is not YAML, is nested too deep, or has aliases that stand for more than 100,000 values.
+    Raises ValueError where it is not YAML, is nested too deep, has aliases that stand for more than 100,000 values, or
+    gives a key twice.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -154,6 +155,7 @@ def _check_size(root: yaml.Node, where: str) -> None:
             return sizes[id(node)]
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
+            _check_keys(node, where)
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = list(node.value)
@@ -166,3 +168,16 @@ def _check_size(root: yaml.Node, where: str) -> None:
         return total
 
     size(root, 0)
+
+
+def _check_keys(mapping: yaml.MappingNode, where: str) -> None:
+    """Raises ValueError where a key is given twice: YAML's loader would keep the last value without a word."""
+    marks: dict[tuple[str, str], yaml.Mark] = {}
+    for key, _ in mapping.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if (first := marks.setdefault((key.tag, key.value), key.start_mark)) is not key.start_mark:
+            raise ValueError(
+                f"{where}, line {key.start_mark.line + 1}: the key {key.value!r} is given already in line "
+                f"{first.line + 1}: leave one of the two out"
+            )

@@ -59,12 +59,13 @@ def check_output_dir(name: str | Path | None, reads: Iterable[str | None] = (), 
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise ValueError(f"{option} {text!r}: {str(part)!r} is a file: name a folder")
-    for read in reads if path.exists() else ():
-        held = None if read is None else Path(read.partition("@")[2] or read)
-        if held is not None and held.exists() and _holds(real, held):
+    for read in _with_bases(reads) if path.exists() else ():
+        # A model's or a data set's path, or the path of `benchmark@PATH`.
+        if any(name and Path(name).exists() and _holds(real, Path(name)) for name in (read, read.partition("@")[2])):
             raise ValueError(f"{option} {text!r} holds {read!r}, which this command reads: name another for the run")
     if (others := _foreign(path)) is not None:
-        if any(re.fullmatch(r"checkpoint-\d+", name) for name in os.listdir(path)):
+        names = os.listdir(path)
+        if "manifest.json" not in names and any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
             raise ValueError(
                 f"{path / 'manifest.json'} is missing, so it cannot be told whose folder this is and which command "
                 f"began its run (it holds {others}): bring the file back, or name another folder"
@@ -76,6 +77,25 @@ def check_output_dir(name: str | Path | None, reads: Iterable[str | None] = (), 
     return path
 
 
+def _with_bases(names: Iterable[str | None]) -> list[str]:
+    """The names that are given, each followed by the base it stands on where it is an adapter in a folder, that base's
+    own, and so on."""
+    found: list[str] = []
+    left = [name for name in names if name]
+    while left:
+        name = left.pop(0)
+        if name in found:
+            continue
+        found.append(name)
+        try:
+            base = json.loads((Path(name) / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue  # no adapter of a folder, or one that loading says is damaged
+        if isinstance(base, str) and base:
+            left.insert(0, base)
+    return found
+
+
 def _holds(folder: Path, other: Path) -> bool:
     other = other.resolve()
     return folder == other or folder in other.parents
@@ -83,7 +103,8 @@ def _holds(folder: Path, other: Path) -> bool:
 
 def is_run_folder(path: Path) -> bool:
     """Whether a run, an evaluation or a study's run wrote this folder: its manifest says so, or, where that is missing
-    or damaged, nothing but what a run writes is in it."""
+    or damaged (not JSON), nothing but what a run writes is in it."""
+    others = False
     for name, keys in _MARKS.items():
         try:
             content = json.loads((path / name).read_text("utf-8"))
@@ -91,6 +112,9 @@ def is_run_folder(path: Path) -> bool:
             continue
         if isinstance(content, dict) and keys <= content.keys():
             return True
+        others = True
+    if others:
+        return False  # the manifest is whole, and of something else
     names = {entry.name for entry in path.iterdir()}
     begun = _MARKS.keys() & names or all(name.startswith(".") for name in names)
     return bool(begun) and all(_OURS.fullmatch(name) for name in names)

@@ -15,6 +15,7 @@ from pbsd.diagnostics.text import leaks
 from pbsd.engine import Engine, group_by_prompt
 from pbsd.pairs import SATURATED_MARGIN
 from pbsd.records import Batch, Metrics, Pair, Prompt, Rollout
+from pbsd.redact import public, scrub
 from pbsd.scoring import Scores, ScoringGroup, score, score_frozen
 from pbsd.scoring.router import uncounted
 
@@ -190,6 +191,19 @@ def _problem(batch: Batch, index: int) -> dict[str, Any]:
     }
 
 
+def _public(said: Any) -> Any:
+    """What reward functions said, their errors among it, as it may be written."""
+    return _scrubbed(public(said))
+
+
+def _scrubbed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {scrub(str(key)): _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item) for item in value]
+    return scrub(value) if isinstance(value, str) else value
+
+
 def _sample(rollout: Rollout) -> dict[str, Any]:
     return {
         "text": rollout.text,
@@ -198,7 +212,7 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "tokens": len(rollout.completion_ids),
         "finished": rollout.finished,
         "weight": rollout.weight,
-        "grades": dict(rollout.grades),
-        **({"extra": dict(rollout.extra)} if rollout.extra else {}),
+        "grades": _public(rollout.grades),
+        **({"extra": _public(rollout.extra)} if rollout.extra else {}),
         **{name: getattr(rollout, name) for name in ("temperature", "top_p", "top_k", "min_p")},
     }

@@ -20,7 +20,8 @@ from pbsd import benchmarks, rewards
 from pbsd.adapters import adapter_config
 from pbsd.api import load_tokenizer, make_renderer, resolve_rewards
 from pbsd.config import RolloutConfig
-from pbsd.inspect_recipe import Finding, Patient, check_options, run_checks
+from pbsd.data import as_written, check_contexts
+from pbsd.inspect_recipe import Finding, Patient, check_options, describe_contexts, run_checks
 from pbsd.lab.tiny_model import build_tokenizer
 from pbsd.loading import model_folder
 from pbsd.memory import MemoryEstimate, empty_model, estimate, model_config, packed_tokens
@@ -93,9 +94,7 @@ class WeightlessPatient(Patient):
     def rows(self) -> Sequence[Any]:
         if benchmarks.is_named(self.run.dataset_name):
             return benchmarks.find(self.run.dataset_name).example(self.run.dataset_train_split).rows
-        rows = self.run.rows("train")
-        assert rows is not None
-        return rows
+        return as_written(self.run.rows("train") or [])
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -212,15 +211,20 @@ def _data(patient: WeightlessPatient) -> Iterator[Finding]:
 
 
 def _templates(patient: WeightlessPatient) -> Iterator[Finding]:
-    prompt = patient.prompts[0]
+    reads_context = patient.config.reads_context
+    if reads_context and patient.config.context_rule.arm != "none":
+        check_contexts(patient.rows)
+    if reads_context:
+        yield describe_contexts(patient.config, patient.rows)
+    prompt = next((prompt for prompt in patient.prompts if (prompt.context or "").strip()), patient.prompts[0])
     student, teacher = (str(patient.tokenizer.decode(list(ids))) for ids in (prompt.student_ids, prompt.teacher_ids))
     yield Finding(f"the student's prompt ends in {student[-160:]!r}")
-    context = prompt.columns.get("privileged_context")
-    if patient.config.reads_context:
+    context = (prompt.context or "").strip()
+    if reads_context:
         yield Finding(
             f"the teacher's prompt ends in {teacher[-320:]!r}",
-            f"it lacks the row's context {str(context)[:60]!r}: does teacher_prompt_template use privileged_context?"
-            if not isinstance(context, str) or context not in teacher
+            f"it lacks the row's context {context[:60]!r}: does teacher_prompt_template use privileged_context?"
+            if context not in teacher
             else "",
         )
 

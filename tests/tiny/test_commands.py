@@ -63,6 +63,71 @@ def test_doctor_names_the_mend(recipe, capsys, flags, words):
     assert "mend " in out
 
 
+def with_contexts(folder, contexts):
+    rows = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
+    texts = [contexts[place % len(contexts)] for place in range(len(rows))]
+    lines = [json.dumps({**row, "privileged_context": text}) for row, text in zip(rows, texts, strict=True)]
+    (folder / "data" / "train.jsonl").write_text("\n".join(lines))
+    return len(rows)
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_weights"]])
+@pytest.mark.parametrize("context", [None, "", "  \n"])
+def test_doctor_says_once_that_no_row_has_a_context(recipe, tmp_path, capsys, context, flags):
+    with_contexts(tmp_path, [context])
+    budget = ["--max_prompt_length", "64"] if flags else []
+    assert main(["doctor", str(recipe), *budget, *flags]) == 1
+    out = capsys.readouterr().out
+    assert out.count("no row has a `privileged_context`") == 1
+    assert "does teacher_prompt_template use" not in out and "ok   templates" not in out
+    if not flags:
+        assert out.count("see data, above") == 3  # templates, lengths, one dry step
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_weights"]])
+def test_doctor_notes_rows_without_context(recipe, tmp_path, capsys, flags):
+    rows = with_contexts(tmp_path, [" ", "the answer"])
+    main(["doctor", str(recipe), *flags])
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if "both roles see the same" in line)
+    assert line.startswith("note ") and f"; {rows // 2} of {rows} training rows have no privileged_context" in line
+    assert "fill them, or leave these rows out" in out and "does teacher_prompt_template use" not in out
+    main(["doctor", str(recipe), *flags, "--context", "none"])
+    assert "both roles see the same" not in capsys.readouterr().out
+
+
+def test_doctor_without_weights_reads_contexts_of_messages_and_trls_column(recipe, tmp_path, capsys):
+    for context in ([{"role": "user", "content": "see 12"}], "see 12\n"):
+        with_contexts(tmp_path, [context])
+        main(["doctor", str(recipe), "--no_weights"])
+        out = capsys.readouterr().out
+        assert "ok   templates: the teacher's prompt ends in" in out and "see 12" in out
+    path = tmp_path / "data" / "train.jsonl"
+    path.write_text(path.read_text().replace('"privileged_context"', '"golden_response"'))
+    main(["doctor", str(recipe), "--no_weights"])
+    assert "ok   templates: the teacher's prompt ends in" in capsys.readouterr().out
+
+
+def test_a_run_does_not_replace_the_base_of_its_adapter(recipe, tmp_path, capsys):
+    """Neither of the adapter that it trains, nor of a teacher that is one; `doctor` says so too."""
+    short = ["--max_steps", "1", "--save_strategy", "no"]
+    full, adapter = tmp_path / "full", tmp_path / "adapter"
+    assert main(["train", str(recipe), *short, "--output_dir", str(full)]) == 0
+    peft = ["--use_peft", "true", "--lora_target_modules", "q_proj"]
+    base = ["--model_name_or_path", f"{full}/model"]
+    assert main(["train", str(recipe), *short, *base, *peft, "--output_dir", str(adapter)]) == 0
+    weights = (full / "model" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    as_teacher = ["--teacher", "external", "--teacher_model", f"{adapter}/model"]
+    for flags in (["--model_name_or_path", f"{adapter}/model"], as_teacher):
+        for command in ("train", "doctor"):
+            assert main([command, str(recipe), *short, *flags, "--output_dir", str(full)]) != 0
+            said = capsys.readouterr()
+            assert f"holds '{full}/model', which this command reads" in said.out + said.err
+    assert (full / "model" / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "full.1").exists()
+
+
 def test_what_a_run_folder_holds(recipe, tmp_path, capsys):
     assert main(["train", str(recipe)]) == 0
     folder = tmp_path / "run"

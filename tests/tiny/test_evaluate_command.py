@@ -170,6 +170,26 @@ def test_other_settings_are_refused_by_name_and_restart_moves_the_old_aside(tiny
     assert "holds other files" in capsys.readouterr().err
 
 
+def test_restart_does_not_move_what_is_evaluated(tiny, gsm8k, tmp_path, capsys):
+    """The model, the rows, and the base of an adapter, in a folder that a run or an evaluation wrote."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"method": "pbsd", "sessions": []}')
+    os.rename(tiny(), folder / "model")
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(tmp_path / "adapter")
+    for model in (folder / "model", tmp_path / "adapter"):
+        assert main(["evaluate", str(model), *gsm8k, "--out", str(folder), "--restart"]) == 2
+        assert f"holds '{folder}/model', which this command reads" in capsys.readouterr().err
+    (folder / "rows").mkdir()
+    (folder / "rows" / "test.jsonl").write_text((tmp_path / "rows" / "test.jsonl").read_text())
+    local = ["--benchmark", "gsm8k", "--local", str(folder / "rows")]
+    assert main(["evaluate", tiny(1), *local, "--out", str(folder), "--restart"]) == 2
+    assert f"holds '{folder}/rows', which this command reads" in capsys.readouterr().err
+    assert not (tmp_path / "run.1").exists()
+
+
 def test_two_evaluations_in_one_folder_are_refused(tiny, gsm8k, tmp_path, capsys):
     with ResultFolder(tmp_path / "out").lock():
         assert main(["evaluate", tiny(), *gsm8k, "--out", str(tmp_path / "out")]) == 2

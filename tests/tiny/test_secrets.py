@@ -18,6 +18,18 @@ from pbsd.hub import public_name, write_model_card
 from pbsd.recipe import load_recipe
 
 CANARY = "c4n4ry"
+JUDGE = """
+import os
+
+def judge(prompts, completions, log_extra):
+    told = {"said": f"asked with {os.environ['JUDGE_API_KEY']}, see {os.environ['HOME']}/cache", "api_key": "c4n4ry"}
+    log_extra("judge", [told] * len(completions))
+    log_extra("cache", [f"read {os.environ['HOME']}/cache"] * len(completions))
+    if any(ord(prompt[4]) % 2 for prompt in prompts):  # of "say g:"
+        raise RuntimeError(f"{os.environ['JUDGE_API_KEY']} is refused, see {os.environ['HOME']}/judge.log")
+    return [0.5] * len(completions)
+"""
+"""A reward whose errors and extras tell the key of its service and the home folder."""
 
 
 @pytest.fixture
@@ -28,11 +40,16 @@ def canaries(recipe, tmp_path, monkeypatch):
     (home / ".cache" / "huggingface" / "token").write_text(f"hf_{CANARY}InTheHomeFolder")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(home / ".cache" / "huggingface" / "token"))
     monkeypatch.setenv("HOME", str(home))
-    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_SETTING"):
+    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_SETTING", "JUDGE_API_KEY"):
         monkeypatch.setenv(name, f"{CANARY}-in-{name}")
-    with recipe.open("a") as file:
+    (tmp_path / "the_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = yaml.safe_load(recipe.read_text())
+    with recipe.open("w") as file:
         yaml.safe_dump(
             {
+                **values,
+                "reward_funcs": ["pbsd.lab.arithmetic:reward", "the_judge:judge"], "reward_weights": [1.0, 0.0],
                 "hub_token": f"{CANARY}-in-the-recipe", "max_steps": 2, "save_steps": 1, "report_to": "tensorboard",
                 "model_init_kwargs": {"token": f"{CANARY}-nested", "cache_dir": f"{home}/cache"},
                 "run_name": f"https://me:{CANARY}-in-a-name@host/x", "use_peft": True,
@@ -67,6 +84,9 @@ def test_no_file_of_a_run_and_no_page_has_a_canary(canaries, tmp_path):
     assert any("tfevents" in name for name in names)
     assert "training_args.bin" not in names
     assert files_with_canaries(tmp_path / "run") == []
+    samples = (tmp_path / "run" / "samples.jsonl").read_text()
+    assert "error" in samples and "*** is refused, see ~/judge.log" in samples
+    assert "asked with ***, see ~/cache" in samples and "read ~/cache" in samples
     command = json.loads((tmp_path / "run" / "manifest.json").read_text())["sessions"][0]["command"]
     assert command[-2:] == ["--hub_token", "***"]
     assert command[1:4] == ["train", str(canaries), "--output_dir"]

@@ -96,12 +96,15 @@ def test_rows_without_any_context_are_refused_where_the_teacher_needs_one(tokeni
     with pytest.raises(ValueError, match="no row has a `privileged_context`.* privileged_context, prompt, solution"):
         prompts(tokenizer, rows, needs_context=True)
     assert len(prompts(tokenizer, rows)) == 2
+    blank = [{"prompt": "p", "privileged_context": text} for text in ("  ", "\n\t", [{"role": "user", "content": " "}])]
+    with pytest.raises(ValueError, match="no row has a `privileged_context`"):
+        prompts(tokenizer, blank, needs_context=True)
 
 
 def test_the_share_of_rows_without_context_is_said(tokenizer, caplog):
     rows = [
         {"prompt": "p", "privileged_context": "c"},
-        *({"prompt": "q", "privileged_context": None} for _ in range(3)),
+        *({"prompt": "q", "privileged_context": text} for text in (None, "", " \n")),
     ]
     assert len(prompts(tokenizer, rows, needs_context=True)) == 4
     assert "3 of 4 rows (75%) have no privileged_context" in caplog.text

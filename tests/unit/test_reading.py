@@ -49,6 +49,26 @@ def test_yaml_that_cannot_be_read(text, words):
     assert "x.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("beta: 1\nx: 2\nbeta: 3", "line 3: the key 'beta' is given already in line 1"),
+        ("a:\n  b: 1\n  'b': 2", "line 3: the key 'b' is given already in line 2"),
+        ("a: {b: 1, b: 1}", "line 1: the key 'b' is given already in line 1"),
+        ("- {a: 1}\n- a: 1\n  a: 2", "line 3: the key 'a' is given already in line 2"),
+    ],
+)
+def test_a_key_that_is_given_twice(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    for read in (read_yaml, load_recipe, load_study):
+        with pytest.raises(ValueError, match=f"x.yaml, {words}"):
+            read(tmp_path / "x.yaml")
+
+
+def test_equal_keys_of_different_mappings_and_over_a_merge_are_read():
+    assert parse_yaml("a: &a {x: 1}\nb: &b {x: 2}\nc: {<<: *a, <<: *b, x: 3}\n1: 1\n'1': 2", "x")["c"] == {"x": 3}
+
+
 def test_aliases_and_merges_of_an_ordinary_size_are_read():
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]", "x")["b"] == {"x": 1, "y": 2}
 

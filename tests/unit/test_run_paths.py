@@ -64,6 +64,9 @@ CONTENTS = {
     "a recipe": ({"config.yaml": "beta: 1"}, False),
     "rows": ({"train.jsonl": "{}", "test.jsonl": "{}"}, False),
     "a web extension": ({"manifest.json": '{"name": "x", "version": "1"}', "background.js": ""}, False),
+    "another program's runs": ({"manifest.json": "{}", "log.txt": "", "runs": ""}, False),
+    "another program's list": ({"manifest.json": "[1]", "model": ""}, False),
+    "another's settings beside our names": ({"started.json": '{"when": 1}', "log.txt": "", "metrics.jsonl": ""}, False),
     "a repository": ({".git": ""}, False),
     "a run": ({"manifest.json": MANIFEST, "notes.txt": "mine"}, True),
     "a run with a damaged manifest": ({"manifest.json": "\0\0", "metrics.jsonl": "", "config.yaml": ""}, True),
@@ -102,6 +105,34 @@ def test_a_folder_with_what_the_run_reads_is_not_moved(tmp_path):
     for name in (tmp_path / "run", tmp_path / "run" / "model", f"gsm8k@{tmp_path}/run/rows.jsonl"):
         with pytest.raises(ValueError, match="which this command reads"):
             check_output_dir(tmp_path / "run", ["org/model", str(name)])
+
+
+def adapter(folder, base):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    return str(folder)
+
+
+def test_a_folder_with_the_base_of_what_the_run_reads_is_not_moved(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text(MANIFEST)
+    base = str(tmp_path / "run" / "model")
+    on_base = adapter(tmp_path / "one", base)
+    for name in (on_base, adapter(tmp_path / "two", on_base)):
+        with pytest.raises(ValueError, match=r"output_dir .* holds .*/run/model', which this command reads"):
+            check_output_dir(tmp_path / "run", ["org/model", name])
+    circle = adapter(tmp_path / "circle", str(tmp_path / "circle"))
+    for name in (circle, adapter(tmp_path / "hub", "org/model"), adapter(tmp_path / "none", None)):
+        assert check_output_dir(tmp_path / "run", [name])
+    (tmp_path / "none" / "adapter_config.json").write_text("[]")
+    assert check_output_dir(tmp_path / "run", [str(tmp_path / "none")])  # loading it says what is wrong
+
+
+def test_a_name_with_an_at_sign_is_a_path_too(tmp_path):
+    (tmp_path / "run" / "model@2").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text(MANIFEST)
+    with pytest.raises(ValueError, match="which this command reads"):
+        check_output_dir(tmp_path / "run", [f"{tmp_path}/run/model@2"])
 
 
 def test_earlier_runs_are_numbered_and_nothing_is_overwritten(tmp_path):

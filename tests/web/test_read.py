@@ -196,6 +196,33 @@ def test_flags(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("base.yaml", b"beta: 1"), ("config.json", b"{}"), ("weights.bin", b"\0\1"), ("x.xml", b"<htm/>"),
+        ("notes.html", b"<p>mine"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_page_is_not_replaced(tmp_path, name, content):
+    run = str(write_run(tmp_path / "run"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}' exists and is not a web page"):
+        run_report([run, "--out", str(tmp_path / name)])
+    assert (tmp_path / name).read_bytes() == content
+    with pytest.raises(ValueError, match="is no file"):
+        run_report([run, "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><p>", b"\xef\xbb\xbf\n<HTML lang=en>"])
+def test_an_earlier_page_is_replaced(tmp_path, content):
+    out = tmp_path / "report.html"
+    out.write_bytes(content)
+    run = str(write_run(tmp_path / "run"))
+    for _ in range(2):  # its own page too
+        run_report([run, "--out", str(out)])
+        assert out.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(("total", "limit", "kept"), [(10, 10, 10), (10, 3, 3), (10, 4, 4), (3, 10, 3)])
 def test_more_pairs_than_the_limit_are_thinned_evenly(tmp_path, total, limit, kept):
     """No two neighbours kept are further apart than ceil(total / limit), the first is kept, the total is told."""

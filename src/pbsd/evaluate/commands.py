@@ -130,11 +130,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     from pbsd.evaluate import measure, show
     from pbsd.evaluate.records import ResultFolder
     from pbsd.progress import status
+    from pbsd.run_paths import check_output_dir
 
     if args.num_threads is not None:
         torch.set_num_threads(args.num_threads)
     request = _request(args)
     folder = ResultFolder(args.out or measure.default_folder(request))
+    if args.restart:
+        check_output_dir(folder.path, [args.model, args.local], option="--out")
     with status(f"loading {request.benchmark} and {request.model}"):
         transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()

@@ -47,12 +47,25 @@ def run(flags: Sequence[str]) -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     max_bytes = 10**6 * args.max_megabytes
+    _check_out(args.out)
     html = report(args.folders, title=args.title, max_pairs=args.max_pairs, max_bytes=max_bytes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(f".{args.out.name}.tmp")
     size = temporary.write_bytes(html.encode())
     os.replace(temporary, args.out)
     print(f"{args.out}: {size / 1e6:.1f} MB, open it in a browser")
+
+
+def _check_out(path: Path) -> None:
+    """Raises ValueError where something other than a web page would be replaced."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"--out {str(path)!r} is no file: name one, such as report.html")
+    with path.open("rb") as file:
+        begin = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if begin and not begin.startswith((b"<!doctype html", b"<html")):
+        raise ValueError(f"--out {str(path)!r} exists and is not a web page. It is left as it is: name another file")
 
 
 def report(
