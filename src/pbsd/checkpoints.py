@@ -117,6 +117,43 @@ def require_whole(checkpoint: Path, *, to_resume: bool = True) -> None:
         raise ValueError(f"{described({checkpoint: wrong})}; {other}{how_to_accept(wrong, checkpoint)}")
 
 
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint of the run that wrote this one, up to its step; None where none was measured.
+
+    It lies beside this one (a run folder may have been moved), or where it was saved: what is there now may be of
+    another run, which does not count.
+    """
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))
+    if not (step := state.get("best_global_step")):
+        return None
+    here, recorded = checkpoint.parent / name_of(step), Path(state.get("best_model_checkpoint") or "")
+    return here if here.is_dir() or not _of_one_run(recorded, checkpoint) else recorded
+
+
+def require_best(checkpoint: Path) -> None:
+    """Raises ValueError where the best checkpoint so far, which a run may end with, is missing or damaged."""
+    best = best_of(checkpoint)
+    if best is None:
+        return
+    wrong = faults(best, to_resume=False) if best.is_dir() else ["it is missing"]
+    if wrong:
+        raise ValueError(
+            f"{described({best: wrong})}; it is the best checkpoint of the run so far, which load_best_model_at_end "
+            "ends with: bring its files back, or start again without --resume (in Python: without "
+            f"resume_from_checkpoint){how_to_accept(wrong, best)}"
+        )
+
+
+def _of_one_run(one: Path, other: Path) -> bool:
+    try:
+        first, second = made_of(one), made_of(other)
+    except (OSError, ValueError):
+        return False
+    if first is None or second is None:
+        return first is second
+    return all(first.get(name) == second.get(name) for name in (first.keys() | second.keys()) - {"may_change"})
+
+
 def described(damaged: Mapping[Path, list[str]]) -> str:
     return "; ".join(f"{checkpoint}: {', '.join(wrong)}" for checkpoint, wrong in damaged.items())
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,8 @@ import torch
 from pbsd.config import RolloutConfig
 from pbsd.methods import method_name
 from pbsd.redact import public
-from pbsd.rewards.functions import GradedReward, reward_name
+from pbsd.rewards.functions import reward_name
+from pbsd.rewards.identity import code_hash, reward_identity
 
 if TYPE_CHECKING:
     from pbsd.data import PromptDataset
@@ -140,7 +140,7 @@ def what_determines(
             "processes": processes,
             "options": determining_options(args),
             "adapter": _adapter_options(engine.student),
-            "rewards": [_reward(function) for function in engine.reward_funcs],
+            "rewards": [reward_identity(function) for function in engine.reward_funcs],
             "initial_weights_sha256": weights_hash(engine.student),
             "teacher_weights_sha256": None if external is None else weights_hash(external),
             "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
@@ -153,7 +153,7 @@ def what_determines(
             },
             MAY_CHANGE: {
                 **changeable_options(args),
-                "reward_code": {reward_name(function): _code_hash(function) for function in engine.reward_funcs},
+                "reward_code": _reward_code(engine.reward_funcs),
             },
         }
     )
@@ -220,19 +220,12 @@ def _adapter_options(student: Any) -> dict[str, Any] | None:
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def _reward(function: Any) -> Any:
-    """What a reward function is called; of a built-in also its options."""
-    if isinstance(function, GradedReward):
-        return [function.name, function.grader, function.columns, function.optional, function.options]
-    return f"{getattr(function, '__module__', None)}:{reward_name(function)}"
-
-
-def _code_hash(function: Any) -> str | None:
-    """Of a function's source file, so that a run says when it goes on with another; None where there is none."""
-    try:
-        return _sha256(inspect.getsource(inspect.getmodule(inspect.unwrap(function))))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return None
+def _reward_code(functions: Sequence[Any]) -> dict[str, Any]:
+    """Hashes of source files by the rewards' names, so that a run says when it goes on with others."""
+    found: dict[str, list[str | None]] = {}
+    for function in functions:
+        found.setdefault(reward_name(function), []).append(code_hash(function))
+    return {name: hashes[0] if len(hashes) == 1 else hashes for name, hashes in found.items()}
 
 
 def _values(options: Any) -> dict[str, Any]:

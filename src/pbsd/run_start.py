@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pbsd.checkpoints import by_step, described, how_to_accept, newest_whole, step_of
+from pbsd.checkpoints import by_step, described, how_to_accept, newest_whole, require_best, step_of
 from pbsd.determines import MAY_CHANGE, allowed_changes, goes_as_far, refuse_changes
 from pbsd.redact import public
 
@@ -54,8 +54,8 @@ def plan_resume(
     """What `--resume` does in a run folder; nothing is touched yet. `earlier` is the content of its manifest.
 
     Raises:
-        ValueError: the run began with something else, its manifest is lost, its checkpoints are all damaged, or it
-            keeps none that training can go on from.
+        ValueError: the run began with something else, its manifest is lost, its checkpoints are all damaged or its best
+            one is, or it keeps none that training can go on from.
     """
     if earlier is None:
         left = [name for name in _OF_A_RUN if (folder / name).exists()] + [
@@ -96,6 +96,8 @@ def plan_resume(
         )
     else:
         line = f"{folder}: training goes on from {checkpoint.name}"
+    if checkpoint is not None and made_of["options"].get("load_best_model_at_end"):
+        require_best(checkpoint)
     if damaged:
         line += f", the newest whole one; set aside: {described(damaged)}"
     if changes := allowed_changes(earlier, made_of):

@@ -1,10 +1,12 @@
 """What a run does not go on from: damaged checkpoints, lost manifests, another run's options. Each is named."""
 
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, contains_answer
+from conftest import ROWS, contains_answer, lower_case_share
 from kill_matrix import contents, train, write_inputs
 from test_resume_kills import files
 
@@ -181,3 +183,63 @@ def test_a_trainer_in_python_refuses_them_too(make_method, tmp_path):
     flip(tmp_path / "run" / "checkpoint-2" / "rng_state.pth")
     with pytest.raises(ValueError, match=r"no whole checkpoint lies in .*rng_state.pth is damaged"):
         make_method("opsd", **options).train(resume_from_checkpoint=True)
+
+
+def factor_reward(completions, factor=1, **columns):
+    return [factor * float(len(text)) for text in completions]
+
+
+def letter_reward(letter):
+    return lambda completions, **columns: [float(letter in text) for text in completions]
+
+
+class Letter:
+    def __init__(self, letter):
+        self.letter = letter
+
+    def __call__(self, completions, **columns):
+        return [float(self.letter in text) for text in completions]
+
+
+REWARDS = {
+    "functions": (lower_case_share, contains_answer),
+    "partial": (partial(factor_reward, factor=1), partial(factor_reward, factor=-1)),
+    "objects": (Letter("a"), Letter("e")),
+    "closures": (letter_reward("a"), letter_reward("e")),
+    "names": ("conftest:lower_case_share", "conftest:contains_answer"),
+}
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_another_reward_of_a_trainer_in_python_is_refused(make_method, kind):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    one, other = REWARDS[kind]
+    make_method("grpo", reward=one, **options).train()
+    with pytest.raises(ValueError, match="other rewards than"):
+        make_method("grpo", reward=other, max_steps=3, **options).train(resume_from_checkpoint=True)
+    resumed = make_method("grpo", reward=one, max_steps=3, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+
+
+def test_a_trainer_in_python_says_allowed_changes(make_method, caplog):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    make_method("grpo", **options).train()
+    make_method("grpo", max_steps=3, **options).train(resume_from_checkpoint=True)
+    assert "training goes on; changed: max_steps 2 -> 3" in caplog.text
+
+
+def test_a_run_whose_best_checkpoint_is_lost_is_refused(root):
+    """Nothing is touched; in a run without load_best_model_at_end no checkpoint is the best."""
+    best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+    flags = ["--method", "grpo", *best, "--learning_rate", "0", "--save_total_limit", "3"]
+    assert train(root, "best", flags)[0] == 0
+    folder = unfinished(root, "best2", of="best")
+    shutil.rmtree(root / "best")
+    shutil.copytree(root / "full", root / "best")  # another run, in whose folder this one was
+    assert json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["best_global_step"] == 1
+    shutil.rmtree(folder / "checkpoint-1")
+    before = files(folder)
+    status, said, _ = train(root, "best2", [*flags, "--resume"])
+    assert status == 2 and "checkpoint-1: it is missing; it is the best checkpoint of the run so far" in said, said
+    assert files(folder) == before
