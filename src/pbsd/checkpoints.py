@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,26 @@ def by_step(folder: Path) -> dict[int, Path]:
 def seal(checkpoint: str | Path, made_of: Mapping[str, Any] | None = None) -> None:
     """Write the manifest over the files that lie in the folder now."""
     checkpoint = Path(checkpoint)
-    files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path != checkpoint / MANIFEST
-    }
+    files = file_facts(checkpoint, leave_out=(MANIFEST,))
     content = {"files": files, "made_of": made_of}
     temporary = checkpoint / f".{MANIFEST}.tmp"
     temporary.write_text(json.dumps({**content, "sha256": _content_hash(content)}, indent=2) + "\n", "utf-8")
     os.replace(temporary, checkpoint / MANIFEST)
+
+
+def file_facts(folder: Path, *, leave_out: Container[str] = ()) -> dict[str, Any]:
+    """Sizes and hashes of a folder's files by their names in it, but those named."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
+        for name, path in files.items()
+        if name not in leave_out
+    }
+
+
+def file_faults(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Which of a folder's files are missing or not as they were written."""
+    return [fault for name, own in facts.items() if (fault := _fault(folder, name, own))]
 
 
 def faults(checkpoint: Path, *, to_resume: bool = True) -> list[str]:
@@ -71,13 +82,13 @@ def faults(checkpoint: Path, *, to_resume: bool = True) -> list[str]:
         ]
     except (OSError, ValueError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
-    found = [_fault(checkpoint, name, facts) for name, facts in content["files"].items()]
+    found = file_faults(checkpoint, content["files"])
     if to_resume and (missing := [name for name in _NEEDED if name not in content["files"]]):
         found.append(
             f"it was saved without {', '.join(missing)}: with save_only_model a checkpoint holds the weights alone, "
             "and training cannot go on from it"
         )
-    return [fault for fault in found if fault]
+    return found
 
 
 def made_of(checkpoint: Path) -> dict[str, Any] | None:

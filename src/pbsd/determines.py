@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pbsd.config import RolloutConfig
 from pbsd.methods import method_name
-from pbsd.redact import public
+from pbsd.redact import is_secret, public, secrets_in
 from pbsd.rewards.functions import reward_name
 from pbsd.rewards.identity import code_hash, reward_identity
 
@@ -107,19 +108,40 @@ _WITH_ALARMS_THAT_STOP = frozenset(("logging_steps", "logging_strategy", "loggin
 _AT_TIMES = _WITH_THE_BEST_MODEL | _WITH_ALARMS_THAT_STOP
 """Are compared where they determine both of two runs."""
 
+_MAY_HOLD_SECRETS = frozenset(("model_init_kwargs",))
+"""Determining options in which a secret is no part of what determines: the token that the hub asks for."""
+
 MAY_CHANGE = "may_change"
 _OF_THE_ADAPTERS_FOLDER = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
 
 
 def determining_options(options: Any) -> dict[str, Any]:
-    """Those of a config's or `RunArguments`' options that a resumed run may not change, as JSON has them."""
+    """Those of a config's or `RunArguments`' options that a resumed run may not change, as JSON has them.
+
+    Raises ValueError, naming it, for one with a secret in it: that is not written, so it could not be compared.
+    """
     allowed = WITHOUT_EFFECT | HOW_FAR | ROUNDING | BY_CONTENT
     if isinstance(options, RolloutConfig):
         if options.load_best_model_at_end:
             allowed -= _WITH_THE_BEST_MODEL
         if options.on_alarm == "stop":
             allowed -= _WITH_ALARMS_THAT_STOP
+    _refuse_secrets(options, allowed)
     return _as_json({name: value for name, value in _values(options).items() if name not in allowed})
+
+
+def _refuse_secrets(options: Any, allowed: AbstractSet[str]) -> None:
+    names = [
+        option.name
+        for option in dataclasses.fields(options)
+        if option.name not in allowed | _MAY_HOLD_SECRETS and not is_secret(option.name)
+    ]
+    if place := next(secrets_in({name: getattr(options, name, None) for name in names}), None):
+        raise ValueError(
+            f"{place} is or holds a secret, or what looks like one: no file of a run may have it, and as it determines "
+            "the run, a resumed run could not be compared with it. Leave it out here, and put the secret into an "
+            "environment variable that your reward reads"
+        )
 
 
 def changeable_options(options: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from kill_matrix import contents, train, write_inputs
 from test_resume_kills import files
 
 from pbsd.checkpoints import by_step, seal
+from pbsd.recipe import load_recipe
+from pbsd.run import train as train_here
 
 LORA = ["--use_peft", "--lora_target_modules", "q_proj"]
 OTHER_REWARD = "def reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -243,3 +245,87 @@ def test_a_run_whose_best_checkpoint_is_lost_is_refused(root):
     status, said, _ = train(root, "best2", [*flags, "--resume"])
     assert status == 2 and "checkpoint-1: it is missing; it is the best checkpoint of the run so far" in said, said
     assert files(folder) == before
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "tokenizer", "folder", "record"])
+def test_a_finished_run_with_a_damaged_model_writes_it_again(root, kind):
+    """From its last checkpoint, and names the file; with nothing to do it says so."""
+    shutil.rmtree(root / "damaged", ignore_errors=True)
+    folder = shutil.copytree(root / "full", root / "damaged")
+    whole = contents(root / "full")
+    model = folder / "model"
+    if kind == "folder":
+        shutil.rmtree(model)
+    elif kind == "record":
+        (folder / "model_files.json").unlink()
+    elif kind == "tokenizer":
+        (model / "tokenizer.json").unlink()
+    else:
+        DAMAGE[kind](model / "model.safetensors")
+    name = {"folder": "it is", "record": "model_files.json", "tokenizer": "tokenizer.json"}.get(
+        kind, "model.safetensors"
+    )
+    status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+    assert status == 0 and f"and the model is written again ({model}: {name}" in said, said
+    assert contents(folder) == whole
+    assert sorted(path.name for path in model.iterdir()) == sorted(
+        path.name for path in (root / "full" / "model").iterdir()
+    )
+    (model / "README.md").write_text("the user's own")
+    status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+    assert status == 0 and "the run is finished, so nothing is done" in said
+    assert (model / "README.md").read_text() == "the user's own"
+
+
+def test_a_damaged_model_without_a_checkpoint_is_refused_and_not_pushed(root):
+    flags = ["--save_strategy", "no"]
+    assert train(root, "alone", flags)[0] == 0
+    (root / "alone" / "model" / "model.safetensors").write_bytes(b"")
+    before = files(root / "alone")
+    status, said, _ = train(root, "alone", [*flags, "--resume", "--push_to_hub"])
+    assert status == 2 and "model: model.safetensors is damaged (0 bytes of" in said, said
+    assert "no whole checkpoint is there to write the model from again: bring the files back" in said
+    assert files(root / "alone") == before
+
+
+def drop_a_line(path):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text(""), drop_a_line])
+def test_lost_lines_of_metrics_are_named(root, spoil):
+    flags = ["--logging_steps", "1"]
+    if not (root / "logged").is_dir():
+        assert train(root, "logged", flags)[0] == 0
+    folder = unfinished(root, "lines", of="logged")
+    spoil(folder / "metrics.jsonl")
+    before = files(folder)
+    status, said, _ = train(root, "lines", [*flags, "--resume"])
+    assert status == 2 and "metrics.jsonl: " in said and "had been written when checkpoint-3 was saved" in said, said
+    assert files(folder) == before
+
+
+def test_another_pattern_that_looks_like_a_secret_is_refused(root):
+    """Both were recorded as `token=***`."""
+    first, second = (json.dumps({"name": "format", "pattern": f"token={end}"}) for end in ("a", "zz.*"))
+    flags = ["--method", "grpo", "--reward_funcs"]
+    status, said, _ = train(root, "pattern", [*flags, first])
+    assert status == 0, said
+    folder = unfinished(root, "pattern2", of="pattern")
+    before = files(folder)
+    status, said, _ = train(root, "pattern2", [*flags, second, "--resume"])
+    assert status == 2 and "began with other" in said and "reward_funcs" in said, said
+    assert files(folder) == before
+
+
+def test_a_run_that_failed_lets_its_folder_go(root, monkeypatch):
+    """In the same process, a notebook say, the next one is not told that another run is writing there."""
+    monkeypatch.chdir(root)
+    run, config = load_recipe(root / "recipe.yaml", ["--output_dir", str(root / "failing"), "--max_steps", "1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pbsd.run._measured", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as error:
+            train_here(run, config)
+    assert train_here(run, config)["steps"] == 1
+    assert error.traceback  # which keeps the failed run's frames, and so its lock, alive
