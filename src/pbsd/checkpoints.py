@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,26 @@ def by_step(folder: Path) -> dict[int, Path]:
 def seal(checkpoint: str | Path, made_of: Mapping[str, Any] | None = None) -> None:
     """Write the manifest over the files that lie in the folder now."""
     checkpoint = Path(checkpoint)
-    files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path != checkpoint / MANIFEST
-    }
+    files = file_facts(checkpoint, leave_out=(MANIFEST,))
     content = {"files": files, "made_of": made_of}
     temporary = checkpoint / f".{MANIFEST}.tmp"
     temporary.write_text(json.dumps({**content, "sha256": _content_hash(content)}, indent=2) + "\n", "utf-8")
     os.replace(temporary, checkpoint / MANIFEST)
+
+
+def file_facts(folder: Path, *, leave_out: Container[str] = ()) -> dict[str, Any]:
+    """Sizes and hashes of a folder's files by their names in it, but those named."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
+        for name, path in files.items()
+        if name not in leave_out
+    }
+
+
+def file_faults(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Which of a folder's files are missing or not as they were written."""
+    return [fault for name, own in facts.items() if (fault := _fault(folder, name, own))]
 
 
 def faults(checkpoint: Path, *, to_resume: bool = True) -> list[str]:
@@ -71,13 +82,13 @@ def faults(checkpoint: Path, *, to_resume: bool = True) -> list[str]:
         ]
     except (OSError, ValueError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
-    found = [_fault(checkpoint, name, facts) for name, facts in content["files"].items()]
+    found = file_faults(checkpoint, content["files"])
     if to_resume and (missing := [name for name in _NEEDED if name not in content["files"]]):
         found.append(
             f"it was saved without {', '.join(missing)}: with save_only_model a checkpoint holds the weights alone, "
             "and training cannot go on from it"
         )
-    return [fault for fault in found if fault]
+    return found
 
 
 def made_of(checkpoint: Path) -> dict[str, Any] | None:
@@ -115,6 +126,43 @@ def require_whole(checkpoint: Path, *, to_resume: bool = True) -> None:
         whole, _ = newest_whole(checkpoint.parent)
         other = f"the newest whole one is {whole}" if whole else "there is no whole one beside it"
         raise ValueError(f"{described({checkpoint: wrong})}; {other}{how_to_accept(wrong, checkpoint)}")
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint of the run that wrote this one, up to its step; None where none was measured.
+
+    It lies beside this one (a run folder may have been moved), or where it was saved: what is there now may be of
+    another run, which does not count.
+    """
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))
+    if not (step := state.get("best_global_step")):
+        return None
+    here, recorded = checkpoint.parent / name_of(step), Path(state.get("best_model_checkpoint") or "")
+    return here if here.is_dir() or not _of_one_run(recorded, checkpoint) else recorded
+
+
+def require_best(checkpoint: Path) -> None:
+    """Raises ValueError where the best checkpoint so far, which a run may end with, is missing or damaged."""
+    best = best_of(checkpoint)
+    if best is None:
+        return
+    wrong = faults(best, to_resume=False) if best.is_dir() else ["it is missing"]
+    if wrong:
+        raise ValueError(
+            f"{described({best: wrong})}; it is the best checkpoint of the run so far, which load_best_model_at_end "
+            "ends with: bring its files back, or start again without --resume (in Python: without "
+            f"resume_from_checkpoint){how_to_accept(wrong, best)}"
+        )
+
+
+def _of_one_run(one: Path, other: Path) -> bool:
+    try:
+        first, second = made_of(one), made_of(other)
+    except (OSError, ValueError):
+        return False
+    if first is None or second is None:
+        return first is second
+    return all(first.get(name) == second.get(name) for name in (first.keys() | second.keys()) - {"may_change"})
 
 
 def described(damaged: Mapping[Path, list[str]]) -> str:

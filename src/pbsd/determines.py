@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pbsd.config import RolloutConfig
 from pbsd.methods import method_name
-from pbsd.redact import public
-from pbsd.rewards.functions import GradedReward, reward_name
+from pbsd.redact import is_secret, public, secrets_in
+from pbsd.rewards.functions import reward_name
+from pbsd.rewards.identity import code_hash, reward_identity
 
 if TYPE_CHECKING:
     from pbsd.data import PromptDataset
@@ -107,19 +108,40 @@ _WITH_ALARMS_THAT_STOP = frozenset(("logging_steps", "logging_strategy", "loggin
 _AT_TIMES = _WITH_THE_BEST_MODEL | _WITH_ALARMS_THAT_STOP
 """Are compared where they determine both of two runs."""
 
+_MAY_HOLD_SECRETS = frozenset(("model_init_kwargs",))
+"""Determining options in which a secret is no part of what determines: the token that the hub asks for."""
+
 MAY_CHANGE = "may_change"
 _OF_THE_ADAPTERS_FOLDER = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
 
 
 def determining_options(options: Any) -> dict[str, Any]:
-    """Those of a config's or `RunArguments`' options that a resumed run may not change, as JSON has them."""
+    """Those of a config's or `RunArguments`' options that a resumed run may not change, as JSON has them.
+
+    Raises ValueError, naming it, for one with a secret in it: that is not written, so it could not be compared.
+    """
     allowed = WITHOUT_EFFECT | HOW_FAR | ROUNDING | BY_CONTENT
     if isinstance(options, RolloutConfig):
         if options.load_best_model_at_end:
             allowed -= _WITH_THE_BEST_MODEL
         if options.on_alarm == "stop":
             allowed -= _WITH_ALARMS_THAT_STOP
+    _refuse_secrets(options, allowed)
     return _as_json({name: value for name, value in _values(options).items() if name not in allowed})
+
+
+def _refuse_secrets(options: Any, allowed: AbstractSet[str]) -> None:
+    names = [
+        option.name
+        for option in dataclasses.fields(options)
+        if option.name not in allowed | _MAY_HOLD_SECRETS and not is_secret(option.name)
+    ]
+    if place := next(secrets_in({name: getattr(options, name, None) for name in names}), None):
+        raise ValueError(
+            f"{place} is or holds a secret, or what looks like one: no file of a run may have it, and as it determines "
+            "the run, a resumed run could not be compared with it. Leave it out here, and put the secret into an "
+            "environment variable that your reward reads"
+        )
 
 
 def changeable_options(options: Any) -> dict[str, Any]:
@@ -140,7 +162,7 @@ def what_determines(
             "processes": processes,
             "options": determining_options(args),
             "adapter": _adapter_options(engine.student),
-            "rewards": [_reward(function) for function in engine.reward_funcs],
+            "rewards": [reward_identity(function) for function in engine.reward_funcs],
             "initial_weights_sha256": weights_hash(engine.student),
             "teacher_weights_sha256": None if external is None else weights_hash(external),
             "teacher_prompt_template_sha256": _sha256(args.teacher_prompt_template),
@@ -153,7 +175,7 @@ def what_determines(
             },
             MAY_CHANGE: {
                 **changeable_options(args),
-                "reward_code": {reward_name(function): _code_hash(function) for function in engine.reward_funcs},
+                "reward_code": _reward_code(engine.reward_funcs),
             },
         }
     )
@@ -220,19 +242,12 @@ def _adapter_options(student: Any) -> dict[str, Any] | None:
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def _reward(function: Any) -> Any:
-    """What a reward function is called; of a built-in also its options."""
-    if isinstance(function, GradedReward):
-        return [function.name, function.grader, function.columns, function.optional, function.options]
-    return f"{getattr(function, '__module__', None)}:{reward_name(function)}"
-
-
-def _code_hash(function: Any) -> str | None:
-    """Of a function's source file, so that a run says when it goes on with another; None where there is none."""
-    try:
-        return _sha256(inspect.getsource(inspect.getmodule(inspect.unwrap(function))))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return None
+def _reward_code(functions: Sequence[Any]) -> dict[str, Any]:
+    """Hashes of source files by the rewards' names, so that a run says when it goes on with others."""
+    found: dict[str, list[str | None]] = {}
+    for function in functions:
+        found.setdefault(reward_name(function), []).append(code_hash(function))
+    return {name: hashes[0] if len(hashes) == 1 else hashes for name, hashes in found.items()}
 
 
 def _values(options: Any) -> dict[str, Any]:

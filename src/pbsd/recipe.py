@@ -16,7 +16,7 @@ from pbsd.config import RolloutConfig
 from pbsd.data import load_rows
 from pbsd.methods import METHODS
 from pbsd.reading import read_yaml
-from pbsd.redact import public, secrets_in, with_home
+from pbsd.redact import REMOVED, cuts_in, public, secrets_in, with_home
 
 
 def _option(default: Any, help: str) -> Any:
@@ -99,6 +99,12 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArgumen
     """
     path = Path(path)
     values = _read(path)
+    for where, given_here in ((str(path), values), ("the flags", _by_flag(flags))):
+        if cut := next(cuts_in(given_here), None):
+            raise RecipeError(
+                f"{where}: {cut} holds `{REMOVED}`, which stands where a secret was cut when the file was written: "
+                "give its value, or leave the option out"
+            )
     given = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
     method = _method(values, flags)
     parts: Any = (RunArguments, METHODS[method][0])
@@ -123,6 +129,18 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[RunArgumen
     run, config = made
     assert isinstance(run, RunArguments) and isinstance(config, RolloutConfig)
     return run, config
+
+
+def _by_flag(flags: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    name = ""
+    for flag in flags:
+        if flag.startswith("--"):
+            name, _, value = flag.partition("=")
+            found[name] = [value]
+        elif name:
+            found[name].append(flag)
+    return found
 
 
 def _method(values: dict[str, Any], flags: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 Options are written by an allow-list (`public_options`). In what is written, values under the name of a secret,
 passwords and keys in URLs, values of secret environment variables, and strings that have the form of a known kind of
-token are taken out, and the home folder is written `~` (`public`, `scrub`).
+token are taken out, and the home folder is written `~` (`public`, `scrub`). In a text for the model or a pattern,
+which its name tells (`teacher_prompt_template`), `token=...` stays.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _TEXT_TOKENS = frozenset(
      "think", "decoder", "bad", "forced", "boi", "eoi", "model")
 )  # fmt: skip
 """Words before `token` that say it is one of a text."""
+_OF_TEXTS = frozenset(
+    ("template", "templates", "pattern", "patterns", "phrase", "phrases", "regex", "regexes", "regexp", "prefix")
+)
+"""Last words of names whose values are texts for the model or patterns: there `token=...` is no assignment."""
 _SHORTEST = 8
 """Shorter values of environment variables stand in too many texts to be taken out."""
 
@@ -50,6 +55,7 @@ _IN_TEXT = (
 _NOTHING = re.compile(r"|true|false|none|null|<[A-Z_]+>|\*\*\*", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+.\deE]+")
 _ASSIGNED = re.compile(r"\b([A-Za-z_][A-Za-z0-9_]*)=([^\s&\"']+)")
+_CUT = re.compile(r"\w=\*\*\*|://\*\*\*@")
 _HOME_AT_START = re.compile(r"(?:^|(?<=@))~(?=/|$)")
 
 
@@ -62,6 +68,10 @@ def is_secret(name: str) -> bool:
     if any(word in ("key", "keys") and before in _KEYS for before, word in pairs):
         return True
     return bool(words) and words[-1] == "token" and pairs[-1][0] not in _TEXT_TOKENS
+
+
+def _is_text(name: str) -> bool:
+    return bool(words := _words(name)) and words[-1] in _OF_TEXTS
 
 
 def _words(name: str) -> list[str]:
@@ -92,11 +102,13 @@ def public_options(options: Mapping[str, Any], written: Container[str]) -> dict[
     """The options that are on the allow-list, as they may be written."""
     known = _known()
     return {
-        name: _public(value, known) for name, value in options.items() if name in written and not _holds(name, value)
+        name: _public(value, known, _is_text(name))
+        for name, value in options.items()
+        if name in written and not _holds(name, value)
     }
 
 
-def secrets_in(value: Any, where: str = "") -> Iterator[str]:
+def secrets_in(value: Any, where: str = "", is_text: bool = False) -> Iterator[str]:
     """The places in nested mappings and lists that `public` would change, the home folder aside."""
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -104,15 +116,31 @@ def secrets_in(value: Any, where: str = "") -> Iterator[str]:
             if _holds(str(key), item):
                 yield place
             else:
-                yield from secrets_in(item, place)
+                yield from secrets_in(item, place, _is_text(str(key)))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from secrets_in(item, f"{where}[{index}]")
+            yield from secrets_in(item, f"{where}[{index}]", is_text)
     elif isinstance(value, str):
         content = _from_json(value)
         if content is not None:
-            yield from secrets_in(content, where)
-        elif _scrubbed(value, _known()) != value:
+            yield from secrets_in(content, where, is_text)
+        elif _scrubbed(value, _known(), is_text) != value:
+            yield where
+
+
+def cuts_in(value: Any, where: str = "", is_text: bool = False) -> Iterator[str]:
+    """The places where something was cut by `public`. A text for the model may have `***` of its own."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from cuts_in(item, f"{where}.{key}" if where else str(key), _is_text(str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from cuts_in(item, f"{where}[{index}]", is_text)
+    elif isinstance(value, str) and REMOVED in value:
+        content = _from_json(value)
+        if content is not None:
+            yield from cuts_in(content, where, is_text)
+        elif not is_text or _CUT.search(value):
             yield where
 
 
@@ -125,23 +153,26 @@ def with_home(value: Any) -> Any:
     return _HOME_AT_START.sub(lambda _: _home() or "~", value) if isinstance(value, str) else value
 
 
-def _public(value: Any, known: Sequence[str]) -> Any:
+def _public(value: Any, known: Sequence[str], is_text: bool = False) -> Any:
     if isinstance(value, Mapping):
-        return {key: _public(item, known) for key, item in value.items() if not _holds(str(key), item)}
+        return {
+            key: _public(item, known, _is_text(str(key))) for key, item in value.items() if not _holds(str(key), item)
+        }
     if isinstance(value, list | tuple):
-        return list(_public_words(value, known))
-    return _in_text(_short_home(value), known) if isinstance(value, str) else value
+        return list(_public_words(value, known, is_text))
+    return _in_text(_short_home(value), known, is_text) if isinstance(value, str) else value
 
 
-def _public_words(words: Sequence[Any], known: Sequence[str]) -> Iterator[Any]:
+def _public_words(words: Sequence[Any], known: Sequence[str], is_text: bool) -> Iterator[Any]:
     """A list's items; of a command line's flags `--hub_token VALUE` and `--hub_token=VALUE` without the value."""
     flag = ""
     for word in words:
         if isinstance(word, str) and word.startswith("--"):
             flag, joint, value = word.partition("=")
-            yield flag + joint + (REMOVED if _holds(flag, value) else _public(value, known))
+            cleaned = REMOVED if _holds(flag, value) else _public(value, known, is_text or _is_text(flag))
+            yield flag + joint + cleaned
         else:
-            yield REMOVED if _holds(flag, word) else _public(word, known)
+            yield REMOVED if _holds(flag, word) else _public(word, known, is_text or _is_text(flag))
 
 
 def _holds(name: str, value: Any) -> bool:
@@ -152,11 +183,11 @@ def _holds(name: str, value: Any) -> bool:
     return not (_words(name)[-1] == "token" and _NUMBER.fullmatch(str(value)))
 
 
-def _in_text(text: str, known: Sequence[str]) -> str:
+def _in_text(text: str, known: Sequence[str], is_text: bool) -> str:
     content = _from_json(text)
     if content is None:
-        return _scrubbed(text, known)
-    cleaned = _public(content, known)
+        return _scrubbed(text, known, is_text)
+    cleaned = _public(content, known, is_text)
     return text if cleaned == content else json.dumps(cleaned, ensure_ascii=False)
 
 
@@ -170,11 +201,13 @@ def _from_json(text: str) -> Any:
         return None
 
 
-def _scrubbed(text: str, known: Sequence[str]) -> str:
+def _scrubbed(text: str, known: Sequence[str], is_text: bool = False) -> str:
     for value in known:
         text = text.replace(value, REMOVED)
     for pattern, instead in _IN_TEXT:
         text = pattern.sub(instead, text)
+    if is_text:
+        return text
     return _ASSIGNED.sub(lambda found: f"{found[1]}={REMOVED}" if _holds(found[1], found[2]) else found[0], text)
 
 

@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from pbsd import checkpoints
 from pbsd.checkpoints import METHOD_STATE, SAVING
-from pbsd.determines import refuse_changes
+from pbsd.determines import allowed_changes, refuse_changes
 from pbsd.loop import Loop
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class ResumableTrainer(Loop):
     """
 
     made_of: dict[str, Any] | None = None
+    _best: str | None = None
+    """The best checkpoint of the run that goes on."""
     _is_saving = False
     _is_rescuing = False
     _epoch_ended = False
@@ -66,10 +68,12 @@ class ResumableTrainer(Loop):
         """
         if self.made_of is None:
             self.made_of = self.what_determines()
-        self._epoch_ended = False
+        self._epoch_ended, self._best = False, None
         measure_first = self.args.eval_on_start
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._checkpoint_to_resume(resume_from_checkpoint))
+            best = checkpoints.best_of(Path(resume_from_checkpoint))
+            self._best = str(best) if best is not None and best.is_dir() else None
             self.args.eval_on_start = False  # was done when the run started
         try:
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -94,6 +98,10 @@ class ResumableTrainer(Loop):
         assert self.made_of is not None
         if (earlier := checkpoints.made_of(checkpoint)) is not None:
             refuse_changes(earlier, self.made_of, checkpoint)
+            if changes := allowed_changes(earlier, self.made_of):
+                logger.warning("%s: training goes on; changed: %s", checkpoint, ", ".join(changes))
+        if self.args.load_best_model_at_end:
+            checkpoints.require_best(checkpoint)
         return checkpoint
 
     def last_step(self) -> int:
@@ -108,12 +116,9 @@ class ResumableTrainer(Loop):
     # What a resumed run does otherwise
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """The best checkpoint is looked for in `output_dir`: the run folder may have been moved since."""
+        """The best checkpoint is looked for beside the one to go on from: the run folder may have been moved since."""
         found = super()._init_training_state(*args, **kwargs)
-        if self.state.best_global_step:
-            best = Path(self.args.output_dir or ".") / checkpoints.name_of(self.state.best_global_step)
-            if best.is_dir():
-                self.state.best_model_checkpoint = str(best)
+        self.state.best_model_checkpoint = self._best
         return found
 
     def _load_best_model(self) -> None:

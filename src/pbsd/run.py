@@ -1,7 +1,7 @@
 """A run: its folder, and the path from a recipe to a table of accuracy before and after.
 
 The folder holds config.yaml, manifest.json, metrics.jsonl, samples.jsonl, alarms.jsonl if there was any,
-eval_before.json, eval_after.json, checkpoint-N/, model/ and, when the run is finished, summary.json.
+eval_before.json, eval_after.json, checkpoint-N/, model/, model_files.json and, when the run is finished, summary.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pbsd.progress import ProgressBar, status
 from pbsd.reading import read_lines, read_object, reading
 from pbsd.recipe import RunArguments, dump_recipe
 from pbsd.run_paths import check_output_dir, lock_folder, move_aside
-from pbsd.run_start import MANIFEST, MODEL, SUMMARY, Start, fresh_start, manifest, plan_resume
+from pbsd.run_start import MANIFEST, MODEL, MODEL_FILES, SUMMARY, Start, fresh_start, manifest, model_facts, plan_resume
 from pbsd.strict_json import strict
 from pbsd.trainer import MethodTrainer
 
@@ -107,6 +107,17 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     trainer = build_trainer(run, replace(config, push_to_hub=False))
     main = trainer.is_world_process_zero()
     lock = folder.lock() if main else None
+    try:
+        return _train(run, config, trainer, folder, resume=resume)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _train(
+    run: RunArguments, config: RolloutConfig, trainer: SelfDistillationTrainer, folder: RunFolder, *, resume: bool
+) -> dict[str, Any]:
+    main = trainer.is_world_process_zero()
     trainer.made_of = trainer.what_determines()
     changeable = {**trainer.made_of[MAY_CHANGE], **changeable_options(run)}
     made_of = {**trainer.made_of, "recipe": determining_options(run), MAY_CHANGE: changeable}
@@ -114,13 +125,16 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     def plan() -> Start:
         if not resume:
             return fresh_start(folder.path)
-        return plan_resume(
+        start = plan_resume(
             folder.path,
             _earlier_manifest(folder),
             made_of,
             last_step=trainer.last_step(),
             save_only_model=config.save_only_model,
         )
+        if start.checkpoint is not None:
+            _require_lines(folder.path / "metrics.jsonl", start.checkpoint)
+        return start
 
     # Before anything of an earlier run is touched: refuse to resume something else.
     start = _on_main_process(trainer, plan)
@@ -130,8 +144,6 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
         summary = folder.read(SUMMARY)
         if main and config.push_to_hub:
             _push(folder, config, summary.get("stopped_by"))
-        if lock is not None:
-            lock.close()
         return summary
     if main:
         folder.start(resume=resume, checkpoint=start.checkpoint)
@@ -158,14 +170,13 @@ def train(run: RunArguments, config: RolloutConfig, *, resume: bool = False) -> 
     trainer.save_model(str(folder.path / MODEL))
     if main:
         write_model_card(folder.path / MODEL, trainer)
+        folder.write(MODEL_FILES, model_facts(folder.path))
     after = _measured(trainer, folder, "eval_after.json", "accuracy after training", step=trainer.state.global_step)
     summary = _summary(trainer, before, after)
     if main:
         folder.write(SUMMARY, summary)
         if config.push_to_hub:
             _push(folder, config, trainer.stopped_by)
-    if lock is not None:
-        lock.close()
     return summary
 
 
@@ -331,6 +342,18 @@ def _cut_after_step(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
     os.replace(temporary, path)
+
+
+def _require_lines(path: Path, checkpoint: Path) -> None:
+    """Raises ValueError where lines are gone that had been written when the checkpoint was saved."""
+    number, step = checkpoints.logged(checkpoint), checkpoints.step_of(checkpoint)
+    with reading(path, _RESTORE):
+        found = sum(record["step"] <= step for record in read_lines(path)) if path.is_file() else 0
+    if found < number:
+        raise ValueError(
+            f"{path}: {found} lines up to step {step} of the {number} that had been written when {checkpoint.name} was "
+            f"saved: {_RESTORE}"
+        )
 
 
 def _cut_after_lines(path: Path, number: int) -> None:

@@ -14,11 +14,25 @@ from typing import Any
 
 import torch
 
-from pbsd.checkpoints import by_step, described, how_to_accept, newest_whole, step_of
+from pbsd.checkpoints import (
+    by_step,
+    described,
+    file_facts,
+    file_faults,
+    how_to_accept,
+    newest_whole,
+    require_best,
+    step_of,
+)
 from pbsd.determines import MAY_CHANGE, allowed_changes, goes_as_far, refuse_changes
+from pbsd.reading import read_object, reading
 from pbsd.redact import public
 
 MANIFEST, SUMMARY, MODEL = "manifest.json", "summary.json", "model"
+MODEL_FILES = "model_files.json"
+"""Sizes and hashes of the files in `model/`, beside it, so that the model's folder stays one of a model alone."""
+_MODEL_CARD = "README.md"
+"""Of the user, to write on."""
 _OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "eval_before.json", "eval_after.json", SUMMARY, MODEL)
 
 
@@ -54,8 +68,9 @@ def plan_resume(
     """What `--resume` does in a run folder; nothing is touched yet. `earlier` is the content of its manifest.
 
     Raises:
-        ValueError: the run began with something else, its manifest is lost, its checkpoints are all damaged, or it
-            keeps none that training can go on from.
+        ValueError: the run began with something else, its manifest is lost, its model is damaged and cannot be
+            written again, its checkpoints are all damaged or its best
+            one is, or it keeps none that training can go on from.
     """
     if earlier is None:
         left = [name for name in _OF_A_RUN if (folder / name).exists()] + [
@@ -73,8 +88,16 @@ def plan_resume(
             "run: go on with that version, or leave out --resume to start from the beginning"
         )
     refuse_changes(earlier, made_of, folder)
-    if (folder / SUMMARY).is_file() and (folder / MODEL).is_dir() and goes_as_far(earlier, made_of):
-        return Start(None, True, f"{folder}: the run is finished, so nothing is done", earlier)
+    again = ""
+    if (folder / SUMMARY).is_file() and goes_as_far(earlier, made_of):
+        if not (wrong := model_faults(folder)):
+            return Start(None, True, f"{folder}: the run is finished, so nothing is done", earlier)
+        again = f"{folder / MODEL}: {', '.join(wrong)}"
+        if save_only_model or newest_whole(folder)[0] is None:
+            raise ValueError(
+                f"{again}: the run is finished, and no whole checkpoint is there to write the model from again: bring "
+                "the files back, or leave out --resume to start from the beginning"
+            )
     if save_only_model:
         raise ValueError(
             f"{folder}: save_only_model keeps the weights alone, so training cannot go on from its checkpoints: leave "
@@ -96,11 +119,35 @@ def plan_resume(
         )
     else:
         line = f"{folder}: training goes on from {checkpoint.name}"
+        if again:
+            line += f", and the model is written again ({again})"
+    if checkpoint is not None and made_of["options"].get("load_best_model_at_end"):
+        require_best(checkpoint)
     if damaged:
         line += f", the newest whole one; set aside: {described(damaged)}"
     if changes := allowed_changes(earlier, made_of):
         line += f"; this command changes {', '.join(changes)}"
     return Start(checkpoint, False, line, earlier)
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """The content of `MODEL_FILES`."""
+    return {"files": file_facts(folder / MODEL, leave_out=(_MODEL_CARD,))}
+
+
+def model_faults(folder: Path) -> list[str]:
+    """What is wrong with a finished run's model; empty where its files are those that were written.
+
+    Raises ValueError where their record is no JSON object.
+    """
+    if not (folder / MODEL).is_dir():
+        return ["it is missing"]
+    path = folder / MODEL_FILES
+    if not path.is_file():
+        return [f"{MODEL_FILES}, the record of its files, is missing"]
+    how = f"remove it, and the command with --resume writes {MODEL}/ again"
+    with reading(path, how):
+        return file_faults(folder / MODEL, read_object(path, how)["files"])
 
 
 def manifest(made_of: Mapping[str, Any], start: Start) -> dict[str, Any]:

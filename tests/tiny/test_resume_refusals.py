@@ -1,14 +1,18 @@
 """What a run does not go on from: damaged checkpoints, lost manifests, another run's options. Each is named."""
 
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, contains_answer
+from conftest import ROWS, contains_answer, lower_case_share
 from kill_matrix import contents, train, write_inputs
 from test_resume_kills import files
 
 from pbsd.checkpoints import by_step, seal
+from pbsd.recipe import load_recipe
+from pbsd.run import train as train_here
 
 LORA = ["--use_peft", "--lora_target_modules", "q_proj"]
 OTHER_REWARD = "def reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -181,3 +185,147 @@ def test_a_trainer_in_python_refuses_them_too(make_method, tmp_path):
     flip(tmp_path / "run" / "checkpoint-2" / "rng_state.pth")
     with pytest.raises(ValueError, match=r"no whole checkpoint lies in .*rng_state.pth is damaged"):
         make_method("opsd", **options).train(resume_from_checkpoint=True)
+
+
+def factor_reward(completions, factor=1, **columns):
+    return [factor * float(len(text)) for text in completions]
+
+
+def letter_reward(letter):
+    return lambda completions, **columns: [float(letter in text) for text in completions]
+
+
+class Letter:
+    def __init__(self, letter):
+        self.letter = letter
+
+    def __call__(self, completions, **columns):
+        return [float(self.letter in text) for text in completions]
+
+
+REWARDS = {
+    "functions": (lower_case_share, contains_answer),
+    "partial": (partial(factor_reward, factor=1), partial(factor_reward, factor=-1)),
+    "objects": (Letter("a"), Letter("e")),
+    "closures": (letter_reward("a"), letter_reward("e")),
+    "names": ("conftest:lower_case_share", "conftest:contains_answer"),
+}
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_another_reward_of_a_trainer_in_python_is_refused(make_method, kind):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    one, other = REWARDS[kind]
+    make_method("grpo", reward=one, **options).train()
+    with pytest.raises(ValueError, match="other rewards than"):
+        make_method("grpo", reward=other, max_steps=3, **options).train(resume_from_checkpoint=True)
+    resumed = make_method("grpo", reward=one, max_steps=3, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+
+
+def test_a_trainer_in_python_says_allowed_changes(make_method, caplog):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    make_method("grpo", **options).train()
+    make_method("grpo", max_steps=3, **options).train(resume_from_checkpoint=True)
+    assert "training goes on; changed: max_steps 2 -> 3" in caplog.text
+
+
+def test_a_run_whose_best_checkpoint_is_lost_is_refused(root):
+    """Nothing is touched; in a run without load_best_model_at_end no checkpoint is the best."""
+    best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+    flags = ["--method", "grpo", *best, "--learning_rate", "0", "--save_total_limit", "3"]
+    assert train(root, "best", flags)[0] == 0
+    folder = unfinished(root, "best2", of="best")
+    shutil.rmtree(root / "best")
+    shutil.copytree(root / "full", root / "best")  # another run, in whose folder this one was
+    assert json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["best_global_step"] == 1
+    shutil.rmtree(folder / "checkpoint-1")
+    before = files(folder)
+    status, said, _ = train(root, "best2", [*flags, "--resume"])
+    assert status == 2 and "checkpoint-1: it is missing; it is the best checkpoint of the run so far" in said, said
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "tokenizer", "folder", "record"])
+def test_a_finished_run_with_a_damaged_model_writes_it_again(root, kind):
+    """From its last checkpoint, and names the file; with nothing to do it says so."""
+    shutil.rmtree(root / "damaged", ignore_errors=True)
+    folder = shutil.copytree(root / "full", root / "damaged")
+    whole = contents(root / "full")
+    model = folder / "model"
+    if kind == "folder":
+        shutil.rmtree(model)
+    elif kind == "record":
+        (folder / "model_files.json").unlink()
+    elif kind == "tokenizer":
+        (model / "tokenizer.json").unlink()
+    else:
+        DAMAGE[kind](model / "model.safetensors")
+    name = {"folder": "it is", "record": "model_files.json", "tokenizer": "tokenizer.json"}.get(
+        kind, "model.safetensors"
+    )
+    status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+    assert status == 0 and f"and the model is written again ({model}: {name}" in said, said
+    assert contents(folder) == whole
+    assert sorted(path.name for path in model.iterdir()) == sorted(
+        path.name for path in (root / "full" / "model").iterdir()
+    )
+    (model / "README.md").write_text("the user's own")
+    status, said, _ = train(root, "damaged", [*EMA, "--resume"])
+    assert status == 0 and "the run is finished, so nothing is done" in said
+    assert (model / "README.md").read_text() == "the user's own"
+
+
+def test_a_damaged_model_without_a_checkpoint_is_refused_and_not_pushed(root):
+    flags = ["--save_strategy", "no"]
+    assert train(root, "alone", flags)[0] == 0
+    (root / "alone" / "model" / "model.safetensors").write_bytes(b"")
+    before = files(root / "alone")
+    status, said, _ = train(root, "alone", [*flags, "--resume", "--push_to_hub"])
+    assert status == 2 and "model: model.safetensors is damaged (0 bytes of" in said, said
+    assert "no whole checkpoint is there to write the model from again: bring the files back" in said
+    assert files(root / "alone") == before
+
+
+def drop_a_line(path):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text(""), drop_a_line])
+def test_lost_lines_of_metrics_are_named(root, spoil):
+    flags = ["--logging_steps", "1"]
+    if not (root / "logged").is_dir():
+        assert train(root, "logged", flags)[0] == 0
+    folder = unfinished(root, "lines", of="logged")
+    spoil(folder / "metrics.jsonl")
+    before = files(folder)
+    status, said, _ = train(root, "lines", [*flags, "--resume"])
+    assert status == 2 and "metrics.jsonl: " in said and "had been written when checkpoint-3 was saved" in said, said
+    assert files(folder) == before
+
+
+def test_another_pattern_that_looks_like_a_secret_is_refused(root):
+    """Both were recorded as `token=***`."""
+    first, second = (json.dumps({"name": "format", "pattern": f"token={end}"}) for end in ("a", "zz.*"))
+    flags = ["--method", "grpo", "--reward_funcs"]
+    status, said, _ = train(root, "pattern", [*flags, first])
+    assert status == 0, said
+    folder = unfinished(root, "pattern2", of="pattern")
+    before = files(folder)
+    status, said, _ = train(root, "pattern2", [*flags, second, "--resume"])
+    assert status == 2 and "began with other" in said and "reward_funcs" in said, said
+    assert files(folder) == before
+
+
+def test_a_run_that_failed_lets_its_folder_go(root, monkeypatch):
+    """In the same process, a notebook say, the next one is not told that another run is writing there."""
+    monkeypatch.chdir(root)
+    run, config = load_recipe(root / "recipe.yaml", ["--output_dir", str(root / "failing"), "--max_steps", "1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pbsd.run._measured", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as error:
+            train_here(run, config)
+    assert train_here(run, config)["steps"] == 1
+    assert error.traceback  # which keeps the failed run's frames, and so its lock, alive

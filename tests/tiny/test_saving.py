@@ -1,6 +1,7 @@
 """What a trainer saves and what it does not: nothing that is not finite, by step and not by clock, and as it was."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -146,6 +147,24 @@ def test_the_best_checkpoint_is_found_in_a_folder_that_moved(make_trainer, tmp_p
     if best.name != "checkpoint-3":
         with pytest.raises(ValueError, match="model.safetensors is damaged"):
             make_trainer(eval_rows=rows, **options).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("damage", ["missing", "model.safetensors"])
+def test_a_lost_best_checkpoint_is_told_before_training(make_trainer, tmp_path, damage):
+    """Else the last checkpoint would become the model, or nothing would once all training is done."""
+    options = {
+        "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 0.0, **SAVES
+    }  # fmt: skip
+    rows = [{"prompt": "say w:", "privileged_context": "www", "answer": "w"}]
+    trainer = make_trainer(eval_rows=rows, max_steps=2, **options)
+    trainer.train()
+    assert trainer.state.best_global_step == 1  # with nothing learned no later one is better
+    best = tmp_path / "run" / "checkpoint-1"
+    shutil.rmtree(best) if damage == "missing" else (best / damage).write_bytes(b"")
+    resumed = make_trainer(eval_rows=rows, max_steps=3, **options)
+    with pytest.raises(ValueError, match=rf"checkpoint-1: .*{damage}.*the best checkpoint of the run so far.*bring"):
+        resumed.train(resume_from_checkpoint=True)
+    assert list(by_step(tmp_path / "run"))[-1] == 2 and resumed.state.global_step == 0
 
 
 def test_training_does_not_go_back(make_trainer):

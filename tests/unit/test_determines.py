@@ -82,3 +82,36 @@ def test_an_option_that_determines_at_times_is_compared_where_it_does_in_both():
         determines.refuse_changes(stops, {"options": {"seed": 1, "logging_steps": 2}}, "x")
     with pytest.raises(ValueError, match="seed 1 -> null"):
         determines.refuse_changes(stops, {"options": {}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (RunArguments("m", "d", ['{"name": "m:f", "api_key": "abc"}']), r"reward_funcs\[0\].api_key"),
+        (RunArguments("m", "d", ['{"name": "m:f", "columns": {"a": "token=abc"}}']), r"reward_funcs\[0\].columns.a"),
+        (
+            PBSDConfig("x", use_cpu=True, teacher_prompt_template="{{ prompt }} https://me:pw@host"),
+            "teacher_prompt_tem",
+        ),
+        (PBSDConfig("x", use_cpu=True, optim_args="password=abc"), "optim_args"),
+    ],
+)
+def test_a_determining_option_with_a_secret_is_refused(options, name):
+    """It is in no file, so that another one would be taken for it."""
+    with pytest.raises(ValueError, match=rf"^{name}.*put the secret into an environment"):
+        determining_options(options)
+
+
+def test_a_token_of_the_hub_is_no_part_of_what_determines():
+    options = {"hub_token": "abc", "model_init_kwargs": {"token": "abc", "dtype": "float32"}}
+    found = determining_options(PBSDConfig("x", use_cpu=True, **options))
+    assert found["model_init_kwargs"] == {"dtype": "float32"} and "hub_token" not in found
+
+
+def test_patterns_with_an_assignment_in_them_are_compared():
+    """Both were once recorded as `token=***`."""
+    one, other = (
+        determining_options(RunArguments("m", "d", [f'{{"name": "format", "pattern": "token={letter}"}}']))
+        for letter in "ab"
+    )
+    assert one != other

@@ -158,3 +158,58 @@ use_cpu: true
     again, config = load_recipe(recipe)
     assert (again.model_name_or_path, config.output_dir) == (f"{home}/model", f"{home}/run")
     assert (config.hub_token, config.model_init_kwargs) == (None, {"dtype": "float32", "cache_dir": f"{home}/cache"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"teacher_prompt_template": "token={{ privileged_context }}"},
+        {"leakage_phrases": ["the password=x", "api_key=y"]},
+        {"reward_funcs": ['{"name": "format", "pattern": "token=a"}']},
+        {"reward_funcs": [{"name": "format", "pattern": "^password=.*$"}]},
+        {"student_thinking_prefix": "<think> secret=1"},
+        ["pbsd", "--reprompt_template", "token=x", "--tools_template=password=y", "--leakage_phrases", "a", "token=b"],
+    ],
+    ids=str,
+)
+def test_a_text_for_the_model_or_a_pattern_stays(value):
+    """There `token=a` is no assignment of a secret."""
+    assert public(value) == value
+    assert isinstance(value, list) or not list(secrets_in(value))  # a command line is no options
+
+
+def test_other_secrets_in_such_a_text_are_taken_out(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", CANARY)
+    value = {"teacher_prompt_template": f"ask https://me:{CANARY}@host", "pattern": f"x{CANARY}"}
+    assert "canary" not in str(public(value))
+    assert list(secrets_in(value)) == ["teacher_prompt_template", "pattern"]
+
+
+RECIPE = "model_name_or_path: m\ndataset_name: d\nreward_funcs: [math]\noutput_dir: x\nuse_cpu: true\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "place"),
+    [
+        ("hub_token: '***'", [], "hub_token"),
+        ("run_name: https://***@host/x", [], "run_name"),
+        ("model_init_kwargs: {revision: 'token=***'}", [], "model_init_kwargs.revision"),
+        ("teacher_prompt_template: token=***", [], "teacher_prompt_template"),
+        ("beta: 0.1", ["--hub_token", "***"], "--hub_token"),
+        ("beta: 0.1", ["--run_name=https://***@host"], "--run_name"),
+    ],
+)
+def test_a_recipe_with_what_a_cut_left_is_refused(tmp_path, line, flags, place):
+    (tmp_path / "r.yaml").write_text(f"{RECIPE}{line}\n")
+    with pytest.raises(ValueError, match=r"holds `\*\*\*`, which stands where a secret was cut") as error:
+        load_recipe(tmp_path / "r.yaml", flags)
+    assert f"{place}" in str(error.value)
+
+
+def test_a_recipe_with_stars_in_a_text_is_read_and_written_as_it_is(tmp_path):
+    """`config.yaml` is the run's recipe again: its templates and patterns are not cut."""
+    template = "token={{ prompt }}\n***\n{{ privileged_context }}"
+    (tmp_path / "r.yaml").write_text(f"{RECIPE}teacher_prompt_template: {json.dumps(template)}\n")
+    run, config = load_recipe(tmp_path / "r.yaml")
+    (tmp_path / "again.yaml").write_text(dump_recipe(run, config))
+    assert load_recipe(tmp_path / "again.yaml")[1].teacher_prompt_template == template == config.teacher_prompt_template
