@@ -61,8 +61,17 @@ def grade(completion: str, answer: str) -> Grade:
     except math_read.Unreadable as failure:
         return unparsed(f"cannot read {found_text!r:.200}: {failure}")
     except Exception as failure:
-        return error(f"comparing failed: {type(failure).__name__}: {failure}")
+        complaint = f"comparing failed: {type(failure).__name__}: {failure}"
+        return unparsed(complaint) if _equals_itself(gold) else error(complaint)
     return correct() if equal else wrong(f"read {found_text!r:.200}, expected {answer!r:.200}")
+
+
+def _equals_itself(gold: math_read.Value | None) -> bool:
+    """Can the reference be compared at all? If so, what failed is the completion's."""
+    try:
+        return gold is None or math_compare.equal(gold, gold)
+    except Exception:
+        return False
 
 
 def reference(answer: str) -> str | None:
@@ -120,4 +129,6 @@ def _equal(gold_text: str, gold: math_read.Value | None, found_text: str) -> boo
     if listed := math_text.as_list(gold_text, found_text):
         gold = _value(listed)
     found = _value(math_notation.residue(found_text) or found_text)
+    if isinstance(gold, math_read.Scalar) and gold.expression.free_symbols and math_text.is_square_metres(found_text):
+        found = math_read.read(found_text)  # where the reference is algebra, so is `15m^2`
     return gold is not None and math_compare.equal(gold, found)

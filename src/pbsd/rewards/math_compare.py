@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -20,6 +21,8 @@ def equal(gold: Value, found: Value) -> bool:
     equations by what they say. A name may be left out (`x = 5`: `5`), and so may the left side of a computation
     (`4 \\cdot 6 = 24`: `24`). Raises `Undecided` where two expressions cannot be compared.
     """
+    if isinstance(found, Equation) and not _holds(found) and (not isinstance(gold, Equation) or _holds(gold)):
+        return False
     if isinstance(gold, Equation) and isinstance(found, Equation):
         return _equal_equations(gold, found)
     if isinstance(gold, Inequality) and isinstance(found, Inequality):
@@ -77,6 +80,26 @@ def _given(equation: Equation, *, is_gold: bool) -> Value | None:
     if is_gold or not isinstance(left, Scalar) or len(left.expression.free_symbols) < 2:
         return None
     return None if isinstance(right, Scalar) and right.expression == 0 else right
+
+
+def _holds(equation: Equation) -> bool:
+    """Are the sides that are numbers equal? `4 = 5` is no way to write 5. A decimal may be rounded: `1/3 = 0.33`."""
+    if not equation.exact or (equation.name is None and not isinstance(equation.left, Scalar)):
+        return True
+    sides = [*equation.between, equation.right]
+    if equation.name is None and equation.left is not None:
+        sides.insert(0, equation.left)
+    numbers = [number for side in sides if (number := _number(side)) is not None]
+    return all(_is_or_rounds_to(number, numbers[-1]) for number in numbers[:-1])
+
+
+def _is_or_rounds_to(number: Any, decimal: Any) -> bool:
+    if math_numbers.equal(number, decimal):
+        return True
+    places = next((n for n in range(1, 20) if decimal.is_Rational and 10**n % decimal.q == 0), 0)
+    if decimal.is_Integer or not places or not number.is_extended_real:
+        return False
+    return bool(abs(number - decimal) <= sympy.Rational(1, 2 * 10**places))
 
 
 def _equal_equations(gold: Equation, found: Equation) -> bool:
@@ -183,10 +206,13 @@ def _equal_items(gold: Items, found: Items) -> bool | None:
     """None where the two may still be the same set."""
     kinds = {gold.brackets, found.brackets}
     if kinds <= {"", "{}"}:
-        if _names(gold) and _names(found):
-            return _matched(gold, found)
         if all(isinstance(member, Inequality) for member in gold.members + found.members):
-            return _matched(gold, found) or None
+            return (not _joined_otherwise(gold, found) and _matched(gold, found)) or None
+        if _joined_otherwise(gold, found):
+            return False
+        for named, bare in ((gold, found), (found, gold)):
+            if _has_different_letters(named) and not _has_equations(bare) and kinds == {""}:
+                return any(_in_order(items, bare) for items in (named.members, sorted(named.members, key=_name_of)))
         return _matched(gold, found)
     wanted, given = _as_point(gold, found), _as_point(found, gold)
     if len(wanted.members) != len(given.members):
@@ -199,6 +225,39 @@ def _equal_items(gold: Items, found: Items) -> bool | None:
             return None
         return all(equal(a, b) for a, b in zip(wanted.members, given.members, strict=True))
     return None if "{}" not in brackets else False
+
+
+def _joined_otherwise(gold: Items, found: Items) -> bool:
+    """Is one joined by "and", the other by "or", where that says something else? Of a list of values it does not:
+    `1 and 2`, `x = 1 or x = 2`."""
+    words = {gold.joined, found.joined}
+    if {word.removeprefix("l") for word in words} != {"and", "or"}:
+        return False
+    return bool(
+        words & {"land", "lor"}
+        or any(isinstance(member, Inequality) for member in gold.members)
+        or _has_different_letters(gold)
+    )
+
+
+def _has_different_letters(items: Items) -> bool:
+    """Are all members values of different letters, as `x = 2, y = 3`, and not `x_1 = 2, x_2 = 3`?"""
+    letters = [name.partition("_")[0] for name in _names(items)]
+    return len(letters) > 1 and len(set(letters)) == len(letters)
+
+
+def _has_equations(items: Items) -> bool:
+    return any(isinstance(member, Equation) for member in items.members)
+
+
+def _name_of(member: Value) -> str:
+    return (isinstance(member, Equation) and member.name) or ""
+
+
+def _in_order(named: Sequence[Value], bare: Items) -> bool:
+    """Are the values of `x = 2, y = 3` the bare ones, one by one?"""
+    values = [member.right if isinstance(member, Equation) else member for member in named]
+    return len(values) == len(bare.members) and all(map(equal, values, bare.members))
 
 
 def _names(items: Items) -> list[str]:
@@ -228,20 +287,26 @@ def _matched(gold: Items, found: Items) -> bool:
             for side, items in zip(keys, (gold, found), strict=True)
         ]
         return len(ordered[0]) == len(ordered[1]) and all(equal(a, b) for a, b in zip(*ordered, strict=True))
-    return all(any(equal(wanted, given) for given in found.members) for wanted in gold.members) and all(
-        any(equal(wanted, given) for wanted in gold.members) for given in found.members
+    return all(any(_same_member(wanted, given) for given in found.members) for wanted in gold.members) and all(
+        any(_same_member(wanted, given) for wanted in gold.members) for given in found.members
     )
+
+
+def _same_member(wanted: Value, given: Value) -> bool:
+    """A set in a set is no number: `{{1}, {2}}` is not `{1, 2}`."""
+    one_is_a_set = any(isinstance(item, Items) and item.brackets == "{}" for item in (wanted, given))
+    return not (one_is_a_set and isinstance(wanted, Scalar) != isinstance(given, Scalar)) and equal(wanted, given)
 
 
 def _distinct(members: list[Value]) -> list[Value]:
     return [member for place, member in enumerate(members) if place == 0 or not equal(members[place - 1], member)]
 
 
-def _exact(value: Value) -> Any:
-    """A fraction, or a point of fractions, as what equals only itself; None of anything else."""
-    if isinstance(value, Items) and value.brackets == "()":
-        parts = tuple(_exact(member) for member in value.members)
-        return None if None in parts else parts
+def _exact(value: Value, *, intervals: bool = False) -> Any:
+    """A fraction, or a point of fractions (or an interval), as what equals only itself; else None."""
+    if isinstance(value, Items) and (value.brackets == "()" or (intervals and value.brackets)):
+        parts = tuple(_exact(member, intervals=intervals) for member in value.members)
+        return None if None in parts else (value.brackets, *parts)
     return value.expression if isinstance(value, Scalar) and value.expression.is_Rational else None
 
 
@@ -253,6 +318,10 @@ def _key(value: Value) -> Any:
 
 
 def _equal_sets(gold: Value, found: Value) -> bool:
+    if isinstance(gold, Combined) and isinstance(found, Combined) and gold.sign == found.sign != "setminus":
+        parts = [{_exact(part, intervals=True) for part in value.parts} for value in (gold, found)]
+        if parts[0] == parts[1] and None not in parts[0]:
+            return True
     sets = [_set_of(value) for value in (gold, found)]
     if None not in sets:
         return _same_set(*sets)
@@ -275,8 +344,8 @@ def _set_of(value: Value) -> Any:
         case Items(members, "{}"):
             return _finite(members)
         case Items(members, "", joined):
-            if all(isinstance(member, Inequality) for member in members):
-                return _combined_set("cap" if joined == "and" else "cup", members)
+            if all(isinstance(member, Inequality | Items) for member in members):
+                return _combined_set("cap" if joined in ("and", "land") else "cup", members)
             return None
         case Items((left, right), brackets):
             ends = [_number(end) for end in (left, right)]
@@ -289,6 +358,8 @@ def _set_of(value: Value) -> Any:
 
 
 def _combined_set(sign: str, parts: tuple[Value, ...]) -> Any:
+    if len(parts) > 50:
+        raise Undecided("a union of more than 50 sets")  # sympy takes minutes
     sets = [_set_of(part) for part in parts]
     if None in sets or len({letter for part in parts if isinstance(part, Inequality) for letter in _letters(part)}) > 1:
         return None

@@ -165,7 +165,9 @@ def unwrapped(answer: str) -> str:
     """The answer without what stands around it (Markdown, dollars, `\\text{}`, "about"), with scales, percentages and
     exponents as LaTeX has them."""
     previous = None
-    while answer != previous:
+    for _ in range(20):
+        if answer == previous:
+            break
         previous = answer
         # Bounded, since a run that ends elsewhere would be tried from each of its places.
         answer = re.sub(r"\A(?:\\[ ,;:!]\s*)+|(?:\\[,;:!]?\s*){1,20}\Z", "", answer.replace("~", " ").strip())

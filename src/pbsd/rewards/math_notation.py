@@ -19,7 +19,9 @@ UNITS = {
         "gbp", "yen jpy", "yuan cny rmb", "won krw", "ruble rub rouble", "peso", "degree deg", "radian rad",
         "hectare ha", "acre", "ton", "tonne", "hz hertz", "khz kilohertz", "newton", "joule", "kj kilojoule",
         "kwh", "watt", "kw kilowatt", "volt", "ohm", "ampere amp", "pascal", "kpa kilopascal", "kelvin", "mole mol",
-        "calorie cal", "kcal kilocalorie", "mb megabyte", "gb gigabyte", "byte",
+        "calorie cal", "kcal kilocalorie", "mb megabyte", "gb gigabyte", "byte", "nm nanometer nanometre",
+        "um micrometer micrometre micron", "ns nanosecond", "mhz megahertz", "ghz gigahertz", "kb kilobyte",
+        "tb terabyte", "ly lightyear", "nauticalmile",
     )
     for word in names.split()
 }  # fmt: skip
@@ -37,14 +39,35 @@ _LETTER_UNITS = {
 }  # fmt: skip
 """Units set as text that differ in the size of their letters."""
 
-_PRODUCTS = ("mg", "ms", "ha", "rs", "mi", "ml")  # right behind a number more likely letters
+PRODUCTS = (
+    "mg",
+    "ms",
+    "ha",
+    "rs",
+    "mi",
+    "ml",
+    "nm",
+    "um",
+    "ns",
+    "kb",
+    "tb",
+    "ly",
+)  # right behind a number more likely letters
 GLUED_UNITS = "(?:(?i:{})s?|[A-Za-z]{{5,}})(?![A-Za-z])".format(
-    "|".join(sorted((word for word in UNITS if len(word) > 1 and word not in _PRODUCTS), key=len, reverse=True))
+    "|".join(sorted((word for word in UNITS if len(word) > 1 and word not in PRODUCTS), key=len, reverse=True))
 )
 """A unit right behind a number: one that is known, or a word of at least five letters, which is no product."""
 
 CURRENCIES = {"$": "dollar", "€": "eur", "£": "gbp", "¥": "yen", "₹": "rupee", "₩": "won", "₽": "ruble", "¢": "cent"}
 CURRENCY_SIGN = r"[$\u00a2-\u00a5\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17db\u20a0-\u20c0\ufdfc]"
+_POWERS_IN_WORDS = (
+    (re.compile(r"\bsq(?:uare\b|\b\.?)\s*([A-Za-z]+)", re.IGNORECASE), r"\1^2"),
+    (re.compile(r"\bcu(?:bic\b|\b\.?)\s*([A-Za-z]+)", re.IGNORECASE), r"\1^3"),
+    (re.compile(r"\b([A-Za-z]+)\s+squared\b", re.IGNORECASE), r"\1^2"),
+    (re.compile(r"\b([A-Za-z]+)\s+cubed\b", re.IGNORECASE), r"\1^3"),
+    (re.compile(r"\b(light|nautical)[- ](?=years?\b|miles?\b)", re.IGNORECASE), r"\1"),
+)
+_ENDS_IN_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?[\s.$]*\Z")
 TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
 UNIT = re.compile(
@@ -63,10 +86,11 @@ _CONGRUENCE = re.compile(
     r"(?:[A-Za-z]\s*\\equiv\s*)?(-?\d{1,50})\s*(?:\\[ ,;:!]\s*)*"
     r"(?:\\pmod\s*\{?\s*(\d{1,50})\s*\}?|\(?\s*(?:\\bmod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)\s*(\d{1,50})\s*\)?)"
 )
-_MODULUS = re.compile(r"\\?[pb]?mod(?![a-z])\s*\{?\s*(\d+)")
+_MODULUS = re.compile(r"\\?[pb]?mod(?![a-z])\s*\{?\s*(\d{1,50})")
 _NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 _TIME = re.compile(
-    r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?:\\[ ,;:!]|\s)*(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
+    r"(\d{1,2})(?::([0-5]\d)(?::([0-5]\d))?(?![\d:])|(?=[^\d:]{0,20}[ap]\.?\s?m\b))"
+    r"(?:\\[ ,;:!]|\s)*(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
     r"(?:([ap])\.?\s?m\b\.?|(?:hours|hrs?|h|o'clock)\b\.?)?[\s}]*",
     re.IGNORECASE,
 )
@@ -96,8 +120,11 @@ def same_notation(gold: str, found: str) -> bool | None:
             return _ratio(gold) == _ratio(found)
         if reader in (_congruence, _quantities) and wanted is not None:
             return False
+        if reader is _numeral and (numeral := _numeral(found)) is not None:
+            return gold == _decimal(numeral)
     hour = _time(gold)
-    return False if hour is not None and hour.rest[0] == 0 else None  # as a ratio, a full hour would divide by zero
+    is_full = hour is not None and hour.rest[0] == 0 and ":" in gold
+    return False if is_full else None  # as a ratio, a full hour would divide by zero
 
 
 def is_notation(answer: str) -> bool:
@@ -143,10 +170,17 @@ def common_unit(answer: str) -> str | None:
     """The common unit at the answer's end, such as `cm^2` or `km/h`; None for any other."""
     if money := _MONEY.fullmatch(answer.strip()):
         return CURRENCIES.get(money[1] or money[2])
+    if DEGREES_OF.search(answer):
+        return None  # of a temperature, whose scale is compared
     if (letter := _LETTER_UNIT.search(answer)) and letter[1] in _LETTER_UNITS:
         return _LETTER_UNITS[letter[1]]
     # A unit in words follows a digit or a brace; one in \text{} may follow anything.
-    match = UNIT.search(TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h"))
+    if _ENDS_IN_DEGREES.search(answer):
+        return "degree"
+    text = TEXT.sub(r"}\1 ", answer).replace("mph", "mi/h")
+    for words_of_power, unit in _POWERS_IN_WORDS:
+        text = words_of_power.sub(unit, text)
+    match = UNIT.search(text)
     if match is None:
         return None
     parts = [(word.lower(), power) for word, power in (match.group(1, 2), match.group(3, 4)) if word]
@@ -161,11 +195,19 @@ def _numeral(answer: str) -> tuple[str, str] | None:
     return (match[1].lstrip("0").upper(), match[2]) if match else None
 
 
+def _decimal(numeral: tuple[str, str]) -> str | None:
+    """The number that the digits write in that base, in base ten; None of what writes none."""
+    try:
+        return str(int(numeral[0], int(numeral[1])))
+    except ValueError:
+        return None
+
+
 def _time(answer: str) -> _Time | None:
     match = _TIME.fullmatch(answer.strip("$ ."))
     if match is None or int(match[1]) > (12 if match[4] else 24):
         return None
-    return _Time(int(match[1]), (int(match[2]), int(match[3] or 0)), match[4].lower() if match[4] else None)
+    return _Time(int(match[1]), (int(match[2] or 0), int(match[3] or 0)), match[4].lower() if match[4] else None)
 
 
 @dataclass(frozen=True)

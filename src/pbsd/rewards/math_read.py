@@ -45,7 +45,7 @@ class Words:
 @dataclass(frozen=True)
 class Items:
     """Several values. `brackets`: "" for a list, "{}" for a set, "()", "[]", "(]" or "[)" for a point or an interval.
-    `joined`: what stands between the members of a list, "," or "and" or "or"."""
+    `joined`: what stands between the members of a list: ",", "and", "or", and "land" and "lor" of the signs."""
 
     members: tuple[Value, ...]
     brackets: str = ""
@@ -70,11 +70,15 @@ class Combined:
 @dataclass(frozen=True)
 class Equation:
     """`left = right`. `name` is the left side as text where it names what the right side gives, as in `x = 5`,
-    `f(x) = x^2`, `x \\in (0, 1)`; `left` is None where that name is no expression."""
+    `f(x) = x^2`, `x \\in (0, 1)`; `left` is None where that name is no expression. `between`: the
+    sides between them.
+    `exact`: not joined by `\\approx`."""
 
     name: str | None
     left: Value | None
     right: Value
+    between: tuple[Value, ...] = ()
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,18 @@ _SET_SIGN = re.compile(r"\\(cup|cap|setminus)(?![A-Za-z])|(?<![A-Za-z])(U)(?=\s*
 _PERCENT = re.compile(r"\A(.+?)\s*(?:\\?%)\s*\Z", re.DOTALL)
 _BUILDER = re.compile(r"\s*(?:\\mid(?![A-Za-z])|\||:|\\text\s*\{\s*such that\s*\})\s*")
 _NOT_READ = re.compile(
-    r"\\(?:ldots|equiv|pmod|bmod|to|Rightarrow|implies|iff|sim|propto|perp|parallel|begin\s*\{(?:cases|align|array))|\.\.\.|…|\?|@|#|;.*;"
+    r"\\(?:ldots|equiv|pmod|bmod|to|Rightarrow|implies|iff|sim|propto|perp|parallel|begin\s*\{(?:cases|align|array))|\.\.\.|…|\?|@|#|;.*;|(?<=[\d)}\]])'"
 )
+_DIVISOR = re.compile(r"(?:gcd|lcm)(?![A-Za-z])(?!\s*\}?\s*(?:\\left)?\s*\(\s*\d+(?:\s*,\s*\d+)+\s*(?:\\right)?\s*\))")
+_LONG_NUMBER = re.compile(r"\d(?:,?\d){4000}")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{3,}(?!\()")
 _JUXTAPOSED = re.compile(r"(?<![\w^_])\d+(?:\.\d+)?\s+\d")
 
 
 def read(answer: str) -> Value:
     """The value that an answer writes. Raises `Unreadable` where any part of it cannot be read or has no value."""
+    if _LONG_NUMBER.search(answer):
+        raise Unreadable("a number of more than 4,000 digits")
     try:
         return _read(math_latex.without_spacing(answer), 0)
     except RecursionError as failure:
@@ -123,7 +131,10 @@ def read(answer: str) -> Value:
 def _read(answer: str, depth: int) -> Value:
     if depth > 40:
         raise Unreadable("nested too deep")
-    answer = math_latex.both_signs(answer.strip(" \n\t$").rstrip(". \n"))
+    answer = answer.strip(" \n\t$")
+    if answer.endswith(("..", "…")):
+        raise Unreadable("dots at the end of an answer")
+    answer = math_latex.both_signs(answer.removesuffix(".").rstrip())
     if not answer:
         raise Unreadable("nothing to read")
     if number := _plain_number(answer):
@@ -153,7 +164,9 @@ def _list(answer: str, depth: int) -> Value | None:
     if len(rows := math_latex.members(answer, ";")) > 1:
         return Items(tuple(_as_row(_read(row, depth)) for row in rows if row.strip()))
     parts, words = _split(answer, _AND_OR)
-    joined = "or" if {"or", "lor"} & set(words) else "and" if words else ","
+    joined = next((word for word in ("lor", "or", "land", "and") if word in words), ",")
+    if solutions := _rows(parts, words, depth):
+        return Items(solutions, joined=joined)
     if not _is_one_number(answer):
         parts = [piece for part in parts for piece in math_latex.members(part)]
     if len(parts) < 2:
@@ -161,6 +174,25 @@ def _list(answer: str, depth: int) -> Value | None:
     if not parts[-1].strip() and len(parts) > 2:
         parts.pop()
     return Items(tuple(_read(part, depth) for part in parts), joined=joined)
+
+
+def _rows(parts: list[str], words: list[str], depth: int) -> tuple[Value, ...] | None:
+    """The solutions of `x = 1 and y = 2, or x = 2 and y = 1` as points, and `x > 1 and x < 3 or x > 5` by its parts."""
+    if not {"or", "lor"} & set(words):
+        return None
+    groups = [[parts[0]]]
+    for word, part in zip(words, parts[1:], strict=True):
+        if word in ("or", "lor"):
+            groups.append([part])
+        else:
+            groups[-1].append(part)
+    is_mixed = bool({"and", "land"} & set(words))
+    if not is_mixed and not all(len(_RELATION.findall(part)) > 1 and "," in part for part in parts):
+        return None
+    values = [_read(" and ".join(group) if len(group) > 1 else group[0].strip(" ,"), depth) for group in groups]
+    if any(isinstance(value, Items) and all(isinstance(m, Equation) for m in value.members) for value in values):
+        return tuple(map(_as_row, values))
+    return tuple(values) if is_mixed else None
 
 
 def _as_row(row: Value) -> Value:
@@ -219,11 +251,10 @@ def _equation(sides: list[str], signs: list[str], depth: int) -> Value:
         sides = sides[: approximate + 1]
     if math_symbols.is_name(sides[-1]) and not math_symbols.is_name(sides[0]):  # 5 = x
         sides = [sides[-1], *sides[:-1]]
-    for between in sides[1:-1]:
-        _read(between, depth)
+    between = tuple(_read(side, depth) for side in sides[1:-1])
     right = _read(sides[-1], depth)
     if math_symbols.is_function(sides[0]):
-        return Equation(_name(sides[0]), None, right)
+        return Equation(_name(sides[0]), None, right, between)
     try:
         left: Value | None = _read(sides[0], depth)
     except Unreadable:
@@ -231,7 +262,7 @@ def _equation(sides: list[str], signs: list[str], depth: int) -> Value:
             raise
         left = None
     is_name = left is None or math_symbols.is_name(sides[0]) or _has_only_letters(left)
-    return Equation(_name(sides[0]) if is_name else None, left, right)
+    return Equation(_name(sides[0]) if is_name else None, left, right, between, approximate is None)
 
 
 def _has_only_letters(value: Value) -> bool:
@@ -351,6 +382,19 @@ class _Parser(_Latex2Sympy):
         return self.mul_flat(factor, rest)
 
 
+def _worked_out(parsed: Any) -> Any:
+    """With `\\gcd(12, 18)`, and whole powers of matrices, as their values."""
+    if not isinstance(parsed, sympy.MatrixBase) and parsed.has(sympy.UnevaluatedExpr):
+        parsed = parsed.replace(sympy.UnevaluatedExpr, lambda inner: inner)
+    if isinstance(parsed, sympy.Pow) and isinstance(parsed.base, sympy.MatrixBase):
+        if not parsed.exp.is_Integer or abs(parsed.exp) > 100:
+            raise Unreadable("a power of a matrix that is no whole number")
+        if not parsed.base.is_square or (parsed.exp < 0 and parsed.base.det() == 0):
+            raise Unreadable("a power of a matrix that has none")
+        return parsed.base**parsed.exp
+    return parsed
+
+
 @lru_cache(maxsize=512)
 def _expression(answer: str) -> Any:
     """One expression, by latex2sympy's parser. It refuses what it cannot read to the end."""
@@ -358,6 +402,8 @@ def _expression(answer: str) -> Any:
         raise Unreadable(f"{found[0]!r} in an expression")
     if found := _PROSE.search(answer):
         raise Unreadable(f"words in an expression, {found[0]!r}")
+    if _DIVISOR.search(answer):
+        raise Unreadable("a common divisor or multiple of what are no whole numbers")
     latex = math_latex.expression(answer)
     if found := _JUXTAPOSED.search(latex):
         raise Unreadable(f"two numbers side by side, {found[0]!r}")
@@ -372,7 +418,7 @@ def _expression(answer: str) -> Any:
         raise Unreadable(f"{answer!r:.100} is no expression") from failure
     if not isinstance(parsed, sympy.Expr | sympy.MatrixBase | sympy.MatrixExpr):
         raise Unreadable(f"{answer!r:.100} is no expression")
-    parsed = math_symbols.decoded(parsed)
+    parsed = _worked_out(math_symbols.decoded(parsed))
     if not math_numbers.is_defined(parsed):
         raise Unreadable(f"{answer!r:.100} has no value")
     return parsed

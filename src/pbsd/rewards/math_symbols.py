@@ -33,7 +33,7 @@ _TOKEN = re.compile(
 _FUNCTION_LETTERS = re.compile(r"[fghFGHPQp]|\\(?:phi|psi|varphi)")
 _DIFFERENTIAL = re.compile(r"\\int|\\(?:d|t)?frac\s*\{\s*(?:d|\\partial)(?![A-Za-z]{2})|\\partial")
 _LABEL_COMMANDS = (
-    "lim|limsup|liminf|to|infty|max|min|sup|inf|mid|triangle|angle|left|right|cap|cup|circ|star|prime|det|dim|deg|ker|arg|"
+    "gcd|lim|limsup|liminf|to|infty|max|min|sup|inf|mid|triangle|angle|left|right|cap|cup|circ|star|prime|det|dim|deg|ker|arg|"
     "Re|Im|odot|square|perp|parallel|le|ge|ne|in|frac|cdot|times|sqrt|pi|sin|cos|tan|log|ln|exp|lfloor|rfloor"
 )
 _NAME_COMMAND = re.compile(rf"{_GREEK}|{_ACCENTS}|{_LABEL_COMMANDS}")

@@ -11,6 +11,7 @@ from pbsd.rewards.math_notation import (
     GLUED_UNITS,
     NO_UNIT,
     POWER,
+    PRODUCTS,
     UNIT,
     UNITS,
     common_unit,
@@ -30,6 +31,8 @@ _BOX_SEPARATOR = re.compile(
     r"|\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|gather\*?|array|split)\}(?:\{[lcr]+\})?"
     r"|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or|,)?\s*\}|\band\b|\bor\b|&|\*\*)*"
 )
+_BOX_SIGN = re.compile(r"(\S|\A)([^\S\n]*|\s*)[-\u2212](\s*)\Z")
+_UNSIGNED = re.compile(r"[\d.,]+|[A-Za-z]|\\[dtc]?frac\{[^{}]*\}\{[^{}]*\}|\\sqrt\{[^{}]*\}")
 _BOX_NAME = re.compile(rf"({_NAME})(?:&\s*|\\[,;:! ]|\s)*\Z")
 _FINAL = re.compile(
     r"\b(?i:final\s+answer)\s*\**\s*(?:(?i:is)|:)\s*\**\s*:?\s*"
@@ -61,9 +64,13 @@ _CONCLUDES = re.compile(
     r"(?:\s+(?:the|that|it\s+is|it's|correct|right|answer|option|choice|is))*\s*:?)[\s*($\"\u201c\[]*\Z",
     re.IGNORECASE,
 )
+_RETRACTS = re.compile(
+    r"\b(?:however|actually|wait|on\s+reflection|on\s+second\s+thoughts?|correction|scratch\s+that|i\s+was\s+wrong)\b",
+    re.IGNORECASE,
+)
 _IS_RIGHT = re.compile(r"[)*\]]*\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|answer|best)\b", re.IGNORECASE)
 _STRONG = re.compile(r"\b(?:answer|option|choice)\b[^.\n]*\Z", re.IGNORECASE)
-_LEADING_CHOICE = re.compile(r"\A\W*?\(?([A-J])\s*[).:](?=\s|\Z)")
+_LEADING_CHOICE = re.compile(r"\A[\s*_>\"\u201c$\[-]*?\(?([A-J])\s*[).:](?=\s|\Z)")
 _HEDGE = re.compile(r"[)*]*\s*(?:or|and|/|,)\s*\(?[A-J]\)?(?![A-Za-z])")
 _STATED_WORD = re.compile(r"\b(?i:answer)\s*(?:is|:)[\s*\"\u201c]*([A-Za-z]{2,})[\s*\"\u201d]*(?=[.!]|\Z|\n)")
 _LONE_CHOICE = re.compile(r"\**\(?([A-J])[).]*\**\.?")
@@ -102,6 +109,29 @@ _FORMULA = re.compile(
 _PLAIN = re.compile(
     rf"(?:(?<=\s)|(?<=[=*(|>])|\A)[*]{{0,2}}{CURRENCY_SIGN}?\s?(-?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+)"
 )
+_TAG = re.compile(r"<[^<>\n]{0,40}>")
+_NOT_BEFORE = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|nor|no\s+longer)|n['\u2019]t)\b"
+    r"(?:\s+(?:be|is|equals?|to|the|just|simply|exactly|number|value|answer|either|a|an))*[\s*$(=:]*\Z",
+    re.IGNORECASE,
+)
+_BOUND_BEFORE = re.compile(
+    r"(?:\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower)\s+than"
+    r"(?:\s+or\s+equal\s+to)?|above|below|over|under|exceeds|exceeding)|(?<![-=])[<>]|!|\\(?:le|ge|ne)(?![A-Za-z]))[\s*$(=]*\Z",
+    re.IGNORECASE,
+)
+_BOUND_AFTER = re.compile(
+    r"\s*(?:<(?!/|\||[A-Za-z][\w ]*>)|>|!=|\\(?:le|ge|ne)(?![A-Za-z])|or\s+(?:more|less|fewer|greater|above)\b)",
+    re.IGNORECASE,
+)
+_INSTEAD = re.compile(r"\b(?:but|rather|instead|is)\b|\bit['\u2019]s\b", re.IGNORECASE)
+_NO_ANSWER = re.compile(
+    r"\s*\**\s*(?:is|:)[\s*:]*(?:unknown|undetermined|unclear|uncertain|none\b|cannot\s+be|can(?:'|\u2019)t\s+be|impossible\s+to"
+    r"|not\s+(?:known|determined|given|enough))",
+    re.IGNORECASE,
+)
+_PART_BEFORE = re.compile(r"\b(?:of|and|by|from|to|times|plus|minus|per|with|divided)\s+\Z")
+_DOTS = re.compile(r"\.\.|\s*(?:\u2026|\\ldots)")
 _PERCENT_AFTER = re.compile(r"\s*(\\?%|per ?cent\b|pct\b)")
 _NAME_ALONE = re.compile(r"(?:\$|\\\()\s*(?:[A-Za-z](?:_\w)?|[A-Z]{2,8})\s*(?:\$|\\\))")
 _FORMULA_SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)?|and|or)\s*")
@@ -130,10 +160,13 @@ _CURRENCY_IN_TEXT = re.compile(
     r"(?=\s*(?:\\[ ,;:!]\s*)*[-+]?[\d.])"
 )
 _GLUED = re.compile(rf"(?<=\d)(?={GLUED_UNITS}(?:\s*\^\s*\{{?[23]\}}?)?[\s.]*(?:\Z|[,;/)\]]|\\\}}|and\b))")
-_MORE_LIKELY_LETTERS = re.compile(r"\d(?:mg|ms|ha|rs|mi|ml)[\s.$]*\Z")
+_MORE_LIKELY_LETTERS = re.compile(rf"\d(?:{'|'.join(PRODUCTS)})[\s.$]*\Z")
+_SQUARE_METRES = re.compile(r"([-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))(?:\\[ ,;:!]|\s)*m\s*\^\s*\{?\s*[23]\s*\}?[\s.]*")
 _PACKED_LIST = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SPACED_LIST = re.compile(r"\d,\s+[-+]?\d")
-_TIME_OF_DAY = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d)(?:\s*[ap]\.?\s?m\b\.?)?", re.IGNORECASE)
+_TIME_OF_DAY = re.compile(
+    r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d)(?:\s*[ap]\.?\s?m\b\.?)?|\d{1,2}\s*[ap]\.?\s?m\b\.?", re.IGNORECASE
+)
 _UNIT_AFTER = re.compile(rf"\$?[ ]?((?!in\s[a-z])[A-Za-z]+{POWER}(?:[ ]?(?:/|per )[A-Za-z]+{POWER})?)")
 
 
@@ -164,18 +197,34 @@ def _boxed(text: str) -> tuple[int, str] | None:
         end = closing(text, opening.end()) if "{" in opening[0] else None
         if end is None:
             return len(text), ""
-        between = text[previous_end : opening.start()]
+        between, sign = _sign_before(text[previous_end : opening.start()])
         name = _BOX_NAME.search(between)
         before = between[: name.start()] if name else between
         if not _BOX_SEPARATOR.fullmatch(before):
             answers = []
-        answers.append((name[1] if name else "", text[opening.end() : end].strip()))
+        content = text[opening.end() : end].strip()
+        if sign:
+            content = f"-{content}" if _UNSIGNED.fullmatch(content) else f"-({content})"
+        answers.append((name[1] if name else "", content))
         previous_end = end + 1
     if not answers:
         return len(text), ""
     named = len(answers) > 1 and all(name for name, _ in answers)
     contents = [f"{name.replace('&', '')}{answer}" if named else answer for name, answer in answers]
     return previous_end, ", ".join(dict.fromkeys(contents))
+
+
+def _sign_before(between: str) -> tuple[str, bool]:
+    """The text before a box without a minus that belongs to the box, and whether there is one: `x = -\\boxed{5}`; no
+    dash, bullet or difference."""
+    match = _BOX_SIGN.search(between)
+    if match is None:
+        return between, False
+    previous, blanks, gap = match.groups()
+    is_difference = previous.isdigit() or (previous.isalpha() and not blanks) or previous in tuple(")]}\\-")
+    if is_difference or (previous == ":" and not blanks) or (gap and (not previous or previous not in "=$([{,&")):
+        return between, False
+    return between[: match.end(1)] + blanks, True
 
 
 def _tagged(text: str) -> tuple[int, str] | None:
@@ -207,6 +256,8 @@ def _finally_stated(text: str, after: int | None) -> str | None:
     for statement in reversed(list(_FINAL.finditer(text, after))):
         rest = text[statement.end() :]
         found = next((match for kind in (_FORMULA, _LIST, _EXPRESSION, _PLAIN) if (match := kind.match(rest))), None)
+        if found and _DOTS.match(rest, found.end()) and "." in found[0]:
+            return f"{found[0]}..."
         if found is None or not (statement[0].lower().startswith("final") or _END.match(rest, found.end())):
             continue
         if found.re is _FORMULA:
@@ -259,7 +310,7 @@ def stated_choice(text: str) -> str | None:
         if _IS_RIGHT.match(after) or (concluded and _STRONG.search(concluded[0])):
             strength = 3
         elif concluded:
-            strength = 1
+            strength = 3 if _RETRACTS.search(before) else 1
         if strength:
             found[strength] = None if _HEDGE.match(after) else letter
     if 3 not in found and (leading := _LEADING_CHOICE.match(text)):
@@ -270,7 +321,7 @@ def stated_choice(text: str) -> str | None:
 def stated_answer(text: str, *, word: bool) -> str | None:
     """An answer without a mark that a number parser would miss: a word where the reference is one, two numbers joined
     by `or`, or after `answer is` a list or mathematics without dollars, such as `(1, 2)` or `2\\sqrt{3}`."""
-    if either := _TWO_NUMBERS.search(text):
+    if (either := _TWO_NUMBERS.search(text)) and not _is_denied(text, either.start(), either.end()):
         return f"{either[1]}, {either[2]}"
     if word and (words := _STATED_WORD.findall(text)):
         return str(words[-1])
@@ -287,7 +338,10 @@ def stated_answer(text: str, *, word: bool) -> str | None:
 def last_answer(text: str) -> str | None:
     """The formula or the number that a text without a mark ends in: near the last `answer` if there is one, else the
     last. Of a number in plain text the whole expression that it stands in and the unit after it: `1.5e3`, `5 km`."""
-    if number := plain_number(text.strip(" \n*").rstrip(".")):
+    whole = text.strip(" \n*")
+    if time := _TIME_OF_DAY.fullmatch(whole):
+        return time[0]
+    if not whole.endswith("..") and (number := plain_number(whole.rstrip("."))):
         return number
     formulas = _formulas(text)
     places = [place for group in formulas for place in range(group[0].start(), group[-1].end())]
@@ -298,11 +352,35 @@ def last_answer(text: str) -> str | None:
     near = [group for group in found if anchors and 0 <= group[0].start() - anchors[-1] <= 60]
     near = [group for group in near if not _NAME_ALONE.fullmatch(group[0][0])] or near  # "the largest $n$ is 34"
     results = [group for group in near if _RESULT.search(text, anchors[-1], group[0].start())]
+    if anchors and _NO_ANSWER.match(text, anchors[-1]):
+        return None
     group = results[-1] if results else near[0] if near else found[-1] if found else None
+    if group is not None and _is_denied(text, group[0].start(), group[-1].end()):
+        group = _instead(text, near, group)
+        if group is None:
+            return None
     if group is not None and group[0].re is _FORMULA:
         return ", ".join(_formula_with_unit(text, formula) for formula in group)
     chosen = group[0] if group is not None else None
+    if chosen and "." in chosen[1] and _DOTS.match(text, chosen.end()):
+        return f"{chosen[1]}..."
     return whole_answer(text, chosen[1].replace(",", "") if chosen else "") or (chosen[1] if chosen else None)
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Does the text say that it is not what stands there, or more or less than it?"""
+    before = _TAG.sub(" ", text[max(0, start - 80) : start])
+    return bool(_NOT_BEFORE.search(before) or _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(text, end))
+
+
+def _instead(text: str, near: list[list[re.Match[str]]], denied: list[re.Match[str]]) -> list[re.Match[str]] | None:
+    """Of `not 6 but 5`, what it is."""
+    end = denied[-1].end()
+    for group in near:
+        start = group[0].start()
+        if start >= end and _INSTEAD.search(text, end, start) and not _is_denied(text, start, group[-1].end()):
+            return group
+    return None
 
 
 def _formulas(text: str) -> list[list[re.Match[str]]]:
@@ -347,6 +425,8 @@ def whole_answer(text: str, found: str) -> str | None:
 
 def _with_unit(text: str, match: re.Match[str]) -> str:
     answer = re.sub(r"(?<=\d),(?=\d{3})", "", match[0])
+    if "=" in answer and _PART_BEFORE.search(text[: match.start()]):
+        answer = answer.rpartition("=")[2].strip()  # `40% of 50 = 20`: the left side is not whole
     if time := _TIME_OF_DAY.match(text, match.start()):
         return time[0]
     if (tight := _NUMBER_AND_UNIT.fullmatch(answer)) and (len(tight[2]) > 1 or tight[2] in UNITS):
@@ -373,6 +453,11 @@ def as_list(answer: str, other: str) -> str | None:
     return answer.replace(",", ", ") if is_list else None
 
 
+def is_square_metres(answer: str) -> bool:
+    """Is the answer a number before `m^2` or `m^3`, which is also algebra?"""
+    return _SQUARE_METRES.fullmatch(answer) is not None
+
+
 def without_units(answer: str) -> str:
     """The answer, or each member of a list, without the unit after it and the currency: what stands in `\\text{}`, or
     is known."""
@@ -385,6 +470,8 @@ def without_units(answer: str) -> str:
             return match[0]  # \mathrm{i}, \mathrm{e}
         return circle
 
+    if metres := _SQUARE_METRES.fullmatch(answer):
+        return metres[1]
     answer = _CURRENCY.sub("", _CURRENCY_IN_TEXT.sub("", answer))
     answer = _GLUED.sub(" ", answer)
     answer = _UNIT_IN_BRACES.sub(bare, answer)
