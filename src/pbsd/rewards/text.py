@@ -77,7 +77,8 @@ def final_text(completion: str) -> str | None:
     last = completion
     for opening, closing in THOUGHTS:
         if closing == _MESSAGE_END:
-            last = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", last, flags=re.DOTALL)
+            closed, end, rest = last.rpartition(closing)  # behind it each search would go to the text's end
+            last = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", closed + end, flags=re.DOTALL) + rest
         elif closing in last:
             last = last.rpartition(closing)[2]
     last = last.rpartition("<|channel|>final<|message|>")[2]
