@@ -49,7 +49,7 @@ def test_doctor_passes_a_sound_recipe(request, capsys):
         (["--model_name_or_path", "/nowhere"], "could not be loaded"),
         (["--dataset_name", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--max_completion_length", "2"], "100% of the student's completions hit max_completion_length"),
-        (["--teacher_prompt_template", "{{ prompt }}"], "teacher_prompt_template must write {{ privileged_context }}"),
+        (["--teacher_prompt_template", "{{ prompt }}"], "teacher_prompt_template leaves out the privileged context"),
         (["--max_completion_length", "400"], "lower a budget"),
         (["--dataset_test_split", "train"], "held-out prompts are also trained on"),
         (["--pair_policy", "improving"], "no pair was kept"),

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pbsd.benchmarks import answers
+from pbsd.rewards.text import final_text
 from pbsd.rewards.tool_syntax import NAMED, SYNTAXES, NoCall, looks_like_call, parse_calls
 from pbsd.rewards.tools import grade
 
@@ -41,7 +42,8 @@ WRITTEN = {
         f"```json\n{OBJECT}",
     ],
     "python": [PYTHON, f"[{PYTHON}]<|eom_id|>", f"So:\n```python\n{PYTHON}\n```\nDone.", f"```\n[{PYTHON}]\n```"],
-    "hermes": [f"<tool_call>\n{OBJECT}\n</tool_call><|im_end|>", f"Yes.<tool_call>[{OBJECT}]</tool_call>"],
+    "hermes": [f"<tool_call>\n{OBJECT}\n</tool_call><|im_end|>", f"Yes.<tool_call>[{OBJECT}]</tool_call>",
+               f"<tool_call>[{OBJECT}]", f"I look.\n<tool_call>\n[{OBJECT}]\n<|end_of_text|>"],
     "action": [f"Thought: look.\nAction: get_weather\nAction Input: {GIVEN}\nObservation: rain"],
     "qwen_xml": [
         f"<tool_call>\n{XML}\n</tool_call><|im_end|>",
@@ -149,6 +151,99 @@ IN_TEXT = [
     f"```xml\n<tool_call>{OBJECT}</tool_call>\n```",
 ]
 
+KNOWN_READ = [
+    # JSON of the large APIs, and of others with keys of their own:
+    f'{{"type": "tool_use", "id": "t1", "name": "get_weather", "input": {GIVEN}}}',
+    f'[{{"type": "tool_use", "name": "get_weather", "input": {GIVEN}}}]',
+    f'{{"functionCall": {{"name": "get_weather", "args": {GIVEN}}}}}',
+    json.dumps({"function_call": {"name": "get_weather", "arguments": GIVEN}}),
+    f'{{"tool_uses": [{{"recipient_name": "functions.get_weather", "parameters": {GIVEN}}}]}}',
+    f'{{"toolUse": {{"toolUseId": "t1", "name": "get_weather", "input": {GIVEN}}}}}',
+    f'{{"name": "get_weather", "input": {GIVEN}}}',
+    f'{{"name": "get_weather", "params": {GIVEN}}}',
+    f'{{"tool": "get_weather", "input": {GIVEN}}}',
+    f'{{"function_name": "get_weather", "arguments": {GIVEN}}}',
+    f'{{"payload": {GIVEN}, "operation": "get_weather"}}',
+    f'{{"tool_call": {{"get_weather": {GIVEN}}}}}',
+    f'I look: {{"tool": "get_weather", "input": {GIVEN}}}. Wait.',
+    f'I look:\n```json\n{{"functionCall": {{"name": "get_weather", "args": {GIVEN}}}}}\n```\nWait.',
+    f'I look: {{"get_weather": {GIVEN}}}',
+    # Other text:
+    f"get_weather: {GIVEN}",
+    f"I look.\n**get_weather**\n{GIVEN}",
+    f"Function: get_weather\nArguments: {GIVEN}",
+    f"ACTION: get_weather\nACTION INPUT: {GIVEN}",
+    f"**Tool:** `get_weather`\n**Parameters:**\n```json\n{GIVEN}\n```",
+    f"<execute>{PYTHON}</execute>",
+    f"<tool>get_weather</tool><tool_input>{GIVEN}</tool_input>",
+    f"<get_weather>{GIVEN}</get_weather>",
+    f"analysisI look.assistantcommentary to=get_weather{GIVEN}",
+    f"@{PYTHON}",
+    f"<<function>>{PYTHON}",
+    f"Call: {PYTHON}<bot_end>",
+    f">>>all\nI look.>>>get_weather\n{GIVEN}",
+    f"get_weather -> {GIVEN}",
+    f"|get_weather|{GIVEN}",
+    f"${PYTHON}",
+    f"CALL {PYTHON}",
+]
+"""Calls in no known format of a function that is known."""
+
+KNOWN_TRIED = [
+    '{"tool": "get_weather"',
+    '{"tool": "get_weather", "city": "Quito"}',
+    '{"tool": "get_weather", "input": "Quito"}',
+    '{"tool": "get_weather", "input": {"city": "Quito"',
+    'I look: {"input": {"city": "Quito"}, "tool": "get_weather"',
+    "{'tool': 'get_weather', 'input': {'city': 'Quito'}}",
+    '{"get_weather": {"city": "Quito"',
+    '{"steps": [{"tool": "get_weather", "with": {"city": "Quito"}}]}',
+    '{"role": "assistant", "content": [{"type": "tool_use", "name": "get_weather", "input": {}}]}',
+    "<get_weather><city>Quito</city></get_weather>",
+    '<get_weather city="Quito"/>',
+    'get_weather{city: "Quito"}',
+    "get_weather{",
+    "get_weather\n{city: Quito}",
+    "I look.\nget_weather: {'city': 'Quito'}",
+    "Function: get_weather\nArguments: city=Quito",
+    "Tool call: get_weather",
+    "<tool>get_weather</tool><tool_input>Quito</tool_input>",
+    "<invoke_it><name>get_weather</name><city>Quito</city></invoke_it>",
+    '<step tool="get_weather">Quito</step>',
+    "assistantcommentary to=get_weather",
+    "[FUNC_CALL] get_weather",
+    "[Tool: call] get_weather",
+    '@get_weather("Quito")',
+    "<execute>get_weather(Quito)</execute>",
+    "Call: get_weather(city='Quito'",
+    "get_weather<city>Quito",
+    "<|run|>get_weather",
+    "name: get_weather\narguments:\n  city: Quito",
+]
+"""Tries of a call of a known function that cannot be read for sure."""
+
+KNOWN_MENTIONED = [
+    "I could use get_weather for this.",
+    "`get_weather` needs a city.",
+    "get_weather(city) returns the weather.",
+    "You could call get_weather(city='Paris'), but there is no need.",
+    "I have one tool: get_weather. It is of no use here.",
+    "- **get_weather**: the weather of a city",
+    "<b>get_weather</b> needs a city, and <code>get_weather</code> gives it.",
+    "See [get_weather](https://x.org/get_weather) or [get_weather(city)](https://x.org).",
+    "my_get_weather: {1, 2}; get_weather_2: {3}; x.get_weather {4}",
+    'The schema of get_weather: {"type": "object", "properties": {"city": {"type": "string"}}}',
+    '{"name": "get_weather", "description": "d", "parameters": {"type": "object", "properties": {}}}',
+    '{"name": "get_weather", "input_schema": {"type": "object", "properties": {}}}',
+    '{"tools": [{"name": "get_weather", "description": "d"}], "note": "none fits"}',
+    '{"tools": ["get_weather"], "answer": {"text": "none fits"}}',
+    '{"answer": "get_weather does not fit"}',
+    "Tool: get_weather\nDescription: the weather of a city",
+    "def f(city):\n    return get_weather(city)",
+    "Of get_weather:\n{1, 2}",
+]
+"""Of a known function, without a call."""
+
 NO_CALLS = [
     "None of the tools can do this.",
     "get_weather() needs a city, which you did not give.",
@@ -180,7 +275,10 @@ NO_CALLS = [
 ]
 
 BROKEN = {
-    "hermes": ['<tool_call>{"name": "f", "arguments": {}}', "<tool_call>{'name': 'f'}</tool_call>"],
+    "hermes": [
+        '<tool_call>{"name": "f", "arguments": {}}', "<tool_call>{'name': 'f'}</tool_call>",
+        '<tool_call>[{"name": "f", "arguments": {}}] So',
+    ],
     "qwen_xml": ["<function=f><parameter=a>1</function>", "<tool_call><function=f></function>", "<function=>"],
     "glm": ["<tool_call>f<arg_key>a</arg_key></tool_call>", "<tool_call>f(a=1)</tool_call>", "<tool_call>f"],
     "invoke": ['<invoke name="f"><parameter name="a">1</invoke>', "<minimax:tool_call>f()", "<invoke>f</invoke>"],
@@ -191,7 +289,8 @@ BROKEN = {
     "kimi": ["<|tool_call_begin|>functions.f:0", "<|tool_calls_section_begin|>"],
     "kimi_xtml": ['<|open|>tools<|sep|><|open|>call tool="f"<|sep|>'],
     "harmony": [
-        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{", "<|channel|>analysis<|message|>So I",
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{",
+        "<|channel|>commentary to=functions.f<|message|>So I",
         "to=functions",
     ],
     "granite": ['<|tool_call|>[{"name": "f"'],
@@ -275,6 +374,12 @@ def test_the_name_of_a_known_function_tells_a_call_from_data():
         assert grade(data, [], tools).outcome == "correct"
 
 
+def test_an_object_of_several_known_names_is_as_many_calls():
+    calls = [{"name": name, "arguments": {"a": 1}} for name in ("f", "g")]
+    text = '{"f": {"a": 1}, "g": {"a": 1}}'
+    assert (grade(text, calls).outcome, grade(text, calls[:1]).outcome) == ("correct", "unparsed")
+
+
 def test_several_fences_are_several_calls():
     both = "```json\n{}\n```\nand\n```json\n{}\n```"
     calls = [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]
@@ -292,6 +397,33 @@ def test_a_fence_in_a_string_of_json_is_text():
     call = {"name": "write", "arguments": {"text": "```python\nx = 1\n```", "mark": "[TOOL_CALLS]"}}
     assert grade(f"So:\n```json\n{json.dumps(call)}\n```", [call]).outcome == "correct"
     assert grade(f"So: {json.dumps(call)}", [call]).outcome == "correct"
+
+
+TOOLS = [
+    {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    }
+]
+
+
+@pytest.mark.parametrize("text", KNOWN_READ)
+def test_a_call_of_a_known_function_is_read_in_other_forms_too(text):
+    assert grade(text, EXPECTED, TOOLS).outcome == "correct"
+    assert grade(text.replace("Quito", "Rome"), EXPECTED, TOOLS).outcome == "wrong"
+    assert grade(text, [], TOOLS).outcome == "wrong"
+
+
+@pytest.mark.parametrize("text", KNOWN_TRIED)
+def test_a_try_to_call_a_known_function_is_not_the_silence_that_was_asked_for(text):
+    assert grade(text, [], TOOLS).outcome == "unparsed"
+    assert grade(text, EXPECTED, TOOLS).outcome == "unparsed"
+
+
+@pytest.mark.parametrize("text", KNOWN_MENTIONED)
+def test_a_known_function_may_be_mentioned_and_described(text):
+    assert grade(text, [], TOOLS).outcome == "correct"
+    assert grade(text, EXPECTED, TOOLS).outcome == "unparsed"
 
 
 @pytest.mark.parametrize("text", NO_CALLS)
@@ -343,6 +475,12 @@ def test_without_any_marker_the_known_formats_are_listed():
     assert "expected <|tool_call_start|>" in grade("It is warm.", EXPECTED, syntax="lfm").reason
 
 
+def test_a_text_that_ends_in_the_analysis_channel_is_unparsed():
+    for expected in (EXPECTED, []):
+        result = grade("<|channel|>analysis<|message|>So I", expected)
+        assert (result.outcome, result.reason) == ("unparsed", "the completion ends inside <think>")
+
+
 def test_two_formats_in_one_text_are_unparsed():
     result = grade(f"<tool_call>{OBJECT}</tool_call> [TOOL_CALLS]get_weather{GIVEN}", EXPECTED * 2)
     assert (result.outcome, "two formats, hermes and mistral" in result.reason) == ("unparsed", True)
@@ -373,6 +511,7 @@ TEXTS = st.lists(st.sampled_from(MARKERS) | st.text(max_size=4), max_size=12).ma
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
 @given(TEXTS, st.sampled_from(SYNTAXES))
 def test_any_text_gives_calls_or_a_value_error(text, syntax):
+    text = final_text(text) or ""  # what the grader reads
     try:
         calls = parse_calls(text, syntax)
     except NoCall:
@@ -384,6 +523,9 @@ def test_any_text_gives_calls_or_a_value_error(text, syntax):
 
 
 REPEATED = [
+    "<|channel|>analysis<|message|>So I",
+    *KNOWN_READ[::4], *KNOWN_TRIED[::4], "get_weather ", "get_weather(", "get_weather\\n", '"a": "get_weather" ',
+    '{"a": "get_weather", ', '{"a": "get_weather"} ',
     *(texts[0] for texts in WRITTEN.values()), *(text for texts in BROKEN.values() for text in texts),
     *IN_TEXT, *"{[(<`'\"\\ \n", "[[", '{"name": ', '{"name": {', '[{"name": "f", ', '{"type":[', '{"name": "f" ',
     "\\'", "'\\'", "f(", "[f(a=", "[f(", "[f(a='", "call:f{a:{", "call:f{a:[", "<tool_call> ", "<function=f>",

@@ -1,7 +1,8 @@
 """Tool calls as models write them, read by the markers of their format. Nothing is evaluated.
 
 `formats.py` holds the table of formats; `marked.py`, `xml.py`, `gemma.py`, `python.py` and `unmarked.py` the readers of
-each family; `calls.py` what they share; `scan.py` finds the calls in a text.
+each family; `calls.py` what they share; `known.py` finds calls in other forms by the names of known
+functions; `scan.py` finds the calls in a text.
 """
 
 from pbsd.rewards.tool_syntax.calls import Call, NoCall, Untyped, json_calls, load_json, readings

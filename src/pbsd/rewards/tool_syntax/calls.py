@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import warnings
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 _NAME_KEYS = ("name", "tool_name", "tool", "action", "function")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "tool_input", "action_input")
-_BESIDE = {"id", "type", "index", "tool_call_id"}
+_BESIDE = {"id", "type", "index", "tool_call_id", "call_id", "tool_use_id", "toolUseId"}
 """Keys that may stand beside a call's name and arguments: they say nothing of the call."""
+_WRAPPER = re.compile(r"(?:tool|function)_?(?:call|use)s?", re.IGNORECASE)
+"""Keys under which a call stands, as Gemini's `functionCall` and Bedrock's `toolUse`."""
 
 
 class Call(NamedTuple):
@@ -113,25 +116,53 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def is_call_like(value: Any) -> bool:
+def is_call_like(value: Any, names: Collection[str] = ()) -> bool:
     """Is a JSON value meant as a call, or a list of calls, whether or not it can be read as one?
 
-    It has a name and arguments, or is in OpenAI's form. {"name": "Ann", "age": 5} is data, and so is a tool's schema.
+    It has a name and arguments, or is in OpenAI's form, or one of its strings is among `names`, the functions that are
+    known. {"name": "Ann", "age": 5} is data, and so is a tool's schema.
     """
     if isinstance(value, list):
-        return any(is_call_like(item) for item in value if isinstance(item, dict))
-    if not isinstance(value, dict) or _is_tool(value):
+        return any(is_call_like(item, names) for item in value if isinstance(item, dict))
+    if not isinstance(value, dict) or describes_tool(value):
         return False
     if "tool_calls" in value or isinstance(value.get("function"), dict):
         return True
     named = any(isinstance(value.get(key), str) for key in _NAME_KEYS)
-    return named and any(key in value for key in _ARGUMENT_KEYS)
+    return (named and any(key in value for key in _ARGUMENT_KEYS)) or bool(names and _names_known(value, names))
 
 
-def _is_tool(value: dict[str, Any]) -> bool:
-    """Does an object describe a tool, as a schema does, rather than call it?"""
+def _names_known(value: dict[str, Any], names: Collection[str], *, nested: bool = False) -> bool:
+    """Is a string of the object one of `names`? In an object inside another one it must have arguments beside it."""
+    if _known_keys(value, names) and (not nested or any(_is_object(item) for item in value.values())):
+        return True
+    for key, inner in value.items():
+        wrapper = _WRAPPER.fullmatch(key) is not None
+        for item in inner if isinstance(inner, list) else [inner]:
+            if not isinstance(item, dict) or describes_tool(item):
+                continue
+            if _names_known(item, names, nested=not wrapper) or (wrapper and calls_by_name(item, names)):
+                return True
+    return False
+
+
+def _known_keys(value: dict[str, Any], names: Collection[str]) -> list[str]:
+    """The keys whose value is the name of a known function."""
+    return [key for key, item in value.items() if isinstance(item, str) and item.removeprefix("functions.") in names]
+
+
+def _is_object(value: Any) -> bool:
+    """Is it an object, or the JSON of one?"""
+    try:
+        return isinstance(load_json(value) if isinstance(value, str) else value, dict)
+    except ValueError:
+        return False
+
+
+def describes_tool(value: dict[str, Any]) -> bool:
+    """Does an object describe a tool or its parameters, as a schema does, rather than call it?"""
     schema = value["function"] if isinstance(value.get("function"), dict) else value
-    parameters = schema.get("parameters")
+    parameters = schema.get("parameters", schema.get("input_schema", schema))
     described = isinstance(parameters, dict) and parameters.get("type") == "object" and "properties" in parameters
     return described or ("description" in schema and "arguments" not in schema)
 
@@ -139,22 +170,42 @@ def _is_tool(value: dict[str, Any]) -> bool:
 def calls_by_name(value: Any, names: Collection[str]) -> list[Call]:
     """The calls of `[{"f": {"a": 1}}]`, where `names` holds every f: Apertus's form without its markers, and BFCL's."""
     items = value if isinstance(value, list) else [value]
-    pairs = [pair for item in items if isinstance(item, dict) and len(item) == 1 for pair in item.items()]
-    if len(pairs) < len(items) or not all(name in names and isinstance(given, dict) for name, given in pairs):
+    if not all(isinstance(item, dict) and item for item in items):
+        return []
+    pairs = [pair for item in items for pair in item.items()]
+    if not all(name in names and isinstance(given, dict) for name, given in pairs):
         return []
     return [Call(name, arguments) for name, arguments in pairs]
 
 
-def json_calls(value: Any) -> list[Call]:
+def json_calls(value: Any, names: Collection[str] = ()) -> list[Call]:
     """The calls of a call object, a list of call objects, or a message with `tool_calls`.
 
     A call object has a name under `name`, `tool_name`, `tool`, `action` or `function`, and its arguments, an object or
     its JSON, under `arguments`, `parameters`, `args`, `tool_input` or `action_input`; or is OpenAI's
-    `{"function": {"name": ..., "arguments": ...}}`. Raises ValueError for anything else.
+    `{"function": {"name": ..., "arguments": ...}}`. Where the name is one of `names`, the keys may be any, and the call
+    may stand under `functionCall`, `tool_use` and the like. Raises ValueError for anything else.
     """
     if isinstance(value, dict) and "name" not in value and isinstance(value.get("tool_calls", ""), list | type(None)):
         value = value["tool_calls"] or []  # OpenAI writes null for none
-    return [_json_call(item) for item in (value if isinstance(value, list) else [value])]
+    return [call for item in (value if isinstance(value, list) else [value]) for call in _item_calls(item, names)]
+
+
+def _item_calls(value: Any, names: Collection[str]) -> list[Call]:
+    try:
+        return [_json_call(value)]
+    except ValueError:
+        if not names or not isinstance(value, dict):
+            raise
+        keys = value.keys() - _BESIDE
+        if len(keys) == 1 and _WRAPPER.fullmatch(wrapper := next(iter(keys))):
+            return calls_by_name(value[wrapper], names) or json_calls(value[wrapper], names)
+        named = _known_keys(value, names)
+        given = keys - set(named)
+        if len(named) != 1 or len(given) != 1 or not _is_object(arguments := value[next(iter(given))]):
+            raise
+        arguments = load_json(arguments) if isinstance(arguments, str) else arguments
+        return [Call(value[named[0]].removeprefix("functions."), arguments)]
 
 
 def _json_call(value: Any) -> Call:

@@ -36,10 +36,10 @@ MARKED = (
     ),
     Format(
         "hermes",
-        "Hermes, Qwen2.5, Qwen3, Granite 4, EXAONE 4, SmolLM3, Ling, ERNIE 4.5",
+        "Hermes, Qwen2.5, Qwen3, Granite 3 and 4, EXAONE 4, SmolLM3, Ling, ERNIE 4.5",
         r"(?:<tool_calls>\s*)?<tool_call>",
         '<tool_call>{"name": ..., "arguments": {...}}</tool_call>, with one JSON value in each tag',
-        tagged_json(r"(?:<tool_calls>\s*)?<tool_call>", r"</tool_call>", several=False),
+        tagged_json(r"(?:<tool_calls>\s*)?<tool_call>", r"</tool_call>", several=False, open_list=True),
     ),
     Format(
         "invoke",

@@ -64,17 +64,22 @@ _HARMONY_ENDS = re.compile(r"<\|end\|>|<\|start\|>|(?=<\|channel\|>)")
 _CALL_ENDS = re.compile(r"\s*<\|call\|>")
 
 
-def tagged_json(begins: str, ends: str, *, required: bool = True, several: bool = True) -> Reader:
+def tagged_json(
+    begins: str, ends: str, *, required: bool = True, several: bool = True, open_list: bool = False
+) -> Reader:
     """The reader of call objects, or lists of them, between two markers. The JSON decides where they end: a marker in
-    one of its strings is text. `required`: must they be closed? `several`: may more than one value stand there?"""
+    one of its strings is text. `required`: must they be closed? `several`: may more than one value stand there?
+    `open_list`: does the end of the text close a list too?"""
     opening, closing = re.compile(begins), re.compile(rf"\s*(?:{ends})")
 
     def read(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
         opened = opening.match(text, start.start())
         assert opened is not None
-        calls, end = _json_values(text, _skip(text, opened.end()), several=several)
+        begun = _skip(text, opened.end())
+        calls, end = _json_values(text, begun, several=several)
         closed = closing.match(text, end)
-        if closed is None and required:
+        ended = open_list and text[begun] == "[" and _skip(text, end) == len(text)
+        if closed is None and required and not ended:
             raise ValueError("no closing marker follows")
         return calls, closed.end() if closed else end
 
@@ -284,7 +289,7 @@ def named_objects(text: str, names: Collection[str]) -> list[Call]:
         try:
             arguments, end = decode_object(text, opening.end())
         except ValueError:
-            if re.compile(r'\{\s*"').match(text, opening.end()):
+            if name in names or re.compile(r'\{\s*"').match(text, opening.end()):
                 raise
             return []
         calls.append(Call(name, arguments))

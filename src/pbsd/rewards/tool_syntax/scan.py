@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pbsd.rewards.tool_syntax import python, unmarked
 from pbsd.rewards.tool_syntax.calls import Call, NoCall, load_json, plain
 from pbsd.rewards.tool_syntax.formats import ACTION, CODE_TAG, FENCE, JSON, MARKED, NAMED, PYTHON, UNKNOWN, Format
+from pbsd.rewards.tool_syntax.known import known_calls
 from pbsd.rewards.tool_syntax.marked import named_objects
 
 SYNTAXES = ("auto", *(form.name for form in NAMED))
@@ -43,7 +44,7 @@ def read_calls(text: str, syntax: str, names: Collection[str] = ()) -> list[Call
     """The calls written in `text`, in order; values without a type stay `Untyped`. See `parse_calls`.
 
     `names`: the functions that are known, by which JSON `{"f": {...}}`, or f with its arguments on the next line, is a
-    call and no data.
+    call and no data, and calls in other forms are found with the syntax `auto` (see `known.known_calls`).
     """
     text = _without_turn_end(text)
     try:
@@ -65,7 +66,8 @@ def parse_calls(text: str, syntax: str) -> list[Call]:
       were left out when it was decoded); else what the first marker in it says; else code fences, call objects and
       lists `[f(a=1)]` in any text. A Python call without brackets in a text is a mention.
 
-    A closing marker that is a special token may be missing, since it often ends the turn; a tag may not. A marker in a
+    A closing marker that is a special token may be missing, since it often ends the turn; a tag may not, but for
+    `</tool_call>` behind a list that ends the text (Granite 3). A marker in a
     string of JSON is text.
 
     Raises NoCall when no call is made or tried, and ValueError, naming the format and what was expected, when one is
@@ -94,7 +96,7 @@ def _auto(text: str, names: Collection[str]) -> list[Call]:
         with contextlib.suppress(ValueError):
             return python.python_calls(body)
     calls = _read(_FORMATS["mistral"], lambda: named_objects(text, names)) or _scan(text, _ANY)
-    if calls:
+    if calls := calls or _known(text, names):
         return calls
     try:
         return _read(PYTHON, lambda: unmarked.python_body(body))
@@ -157,6 +159,16 @@ def _read(form: Format, read: Callable[[], list[Call]]) -> list[Call]:
         raise
     except ValueError as failure:
         raise ValueError(_unread(form, failure)) from None
+
+
+def _known(text: str, names: Collection[str]) -> list[Call]:
+    try:
+        return known_calls(text, names)
+    except ValueError as failure:
+        raise ValueError(
+            f"a call of a known function cannot be read ({failure}); the formats that are read are "
+            f"{', '.join(SYNTAXES[1:])}"
+        ) from None
 
 
 def _unread(form: Format, failure: ValueError) -> str:

@@ -49,9 +49,9 @@ def json_body(text: str, names: Collection[str]) -> list[Call]:
     if calls := calls_by_name(value, names):
         return calls
     # A name alone is a call without arguments only where nothing else is said.
-    if value != [] and not is_call_like(value) and not (isinstance(value, dict) and value.keys() == {"name"}):
+    if value != [] and not is_call_like(value, names) and not (isinstance(value, dict) and value.keys() == {"name"}):
         raise NoCall(f"{text!r:.200} is not a call object, nor a list of them")
-    return json_calls(value)
+    return json_calls(value, names)
 
 
 def json_in_text(text: str, start: re.Match[str]) -> tuple[list[Call], int]:
