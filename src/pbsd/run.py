@@ -133,7 +133,7 @@ def _train(
             save_only_model=config.save_only_model,
         )
         if start.checkpoint is not None:
-            _require_lines(folder.path / "metrics.jsonl", start.checkpoint)
+            _tell_lost_lines(folder.path / "metrics.jsonl", start.checkpoint)
         return start
 
     # Before anything of an earlier run is touched: refuse to resume something else.
@@ -344,15 +344,19 @@ def _cut_after_step(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _require_lines(path: Path, checkpoint: Path) -> None:
-    """Raises ValueError where lines are gone that had been written when the checkpoint was saved."""
+def _tell_lost_lines(path: Path, checkpoint: Path) -> None:
+    """Say where lines are gone that had been written when the checkpoint was saved (a full disk, an editor)."""
     number, step = checkpoints.logged(checkpoint), checkpoints.step_of(checkpoint)
     with reading(path, _RESTORE):
         found = sum(record["step"] <= step for record in read_lines(path)) if path.is_file() else 0
     if found < number:
-        raise ValueError(
-            f"{path}: {found} lines up to step {step} of the {number} that had been written when {checkpoint.name} was "
-            f"saved: {_RESTORE}"
+        logger.warning(
+            "%s: %d lines up to step %d of the %d that had been written when %s was saved: those are lost",
+            path,
+            found,
+            step,
+            number,
+            checkpoint.name,
         )
 
 

