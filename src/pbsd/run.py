@@ -350,13 +350,10 @@ def _tell_lost_lines(path: Path, checkpoint: Path) -> None:
     with reading(path, _RESTORE):
         found = sum(record["step"] <= step for record in read_lines(path)) if path.is_file() else 0
     if found < number:
-        logger.warning(
-            "%s: %d lines up to step %d of the %d that had been written when %s was saved: those are lost",
-            path,
-            found,
-            step,
-            number,
-            checkpoint.name,
+        print(
+            f"{path}: {found} lines up to step {step} of the {number} that had been written when {checkpoint.name} was "
+            "saved: the others are lost",
+            flush=True,
         )
 
 
